@@ -1,0 +1,1 @@
+"""Adversarial parameter decomposition in JAX."""

@@ -1,0 +1,94 @@
+"""What differs in meaning between two configurations, and whether it changes the trajectory of training."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vpd.config.metrics import AnyMetric
+from vpd.config.run import RunConfig
+from vpd.config.sites import match_sites
+from vpd.config.sources import RepeatedScope, Scope, resolved_scope
+from vpd.config.values import is_block, is_list
+
+# Reporting, saving and placement: they change nothing but rounding.
+_NOT_THE_TRAJECTORY = (
+    "schema_version",
+    "run_name",
+    "run_id",
+    "out_dir",
+    "cadence",
+    "eval",
+    "logging",
+    "wandb",
+    "resume_provenance",
+    "runtime.device",
+    "runtime.dp",
+    "runtime.mesh",
+    "runtime.placement",
+    "runtime.remat",
+    "runtime.remat_recon_forwards",
+    "runtime.reuse_prefix",
+    "runtime.steps_per_dispatch",
+    "runtime.compilation_cache_dir",
+)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Dotted keys whose meaning differs.
+
+    Attributes:
+        trajectory: those that change what training computes.
+        other: those about reporting, saving and placement.
+    """
+
+    trajectory: tuple[str, ...]
+    other: tuple[str, ...]
+
+
+def changed_fields(a: RunConfig, b: RunConfig) -> Changes:
+    """The dotted keys in which two configurations mean something different."""
+    keys = list(dict.fromkeys(_differences(_meaning(a), _meaning(b), "")))
+    other = tuple(key for key in keys if _is_aside(key))
+    return Changes(tuple(key for key in keys if not _is_aside(key)), other)
+
+
+def _is_aside(key: str) -> bool:
+    return any(key == aside or key.startswith((f"{aside}.", f"{aside}[")) for aside in _NOT_THE_TRAJECTORY)
+
+
+def _meaning(config: RunConfig) -> dict[str, object]:
+    """The dump with older names, implied ties and globs replaced by what they mean."""
+    document = config.model_dump(mode="json")
+    pd: dict[str, object] = document["pd"]
+    pd["tied_weights"] = [list(pair) for pair in config.tied_pairs]
+    if config.site_names is not None:
+        pd["decomposition_targets"] = match_sites(config.pd.decomposition_targets, config.site_names)
+    pd["loss_metrics"] = [_term_meaning(term, config.has_sequence) for term in config.pd.loss_metrics]
+    if config.eval is not None:
+        document["eval"]["metrics"] = [
+            _term_meaning(term, config.has_sequence) for term in config.eval.metrics
+        ]
+    return document
+
+
+def _term_meaning(term: AnyMetric, has_sequence: bool) -> dict[str, object]:
+    document = term.model_dump(mode="json")
+    for key in ("scope", "mask_scope"):
+        scope: object = getattr(term, key, None)
+        if isinstance(scope, Scope | RepeatedScope | str):
+            document[key] = list(resolved_scope(scope, has_sequence))
+    return document
+
+
+def _differences(a: object, b: object, key: str) -> Iterator[str]:
+    if is_block(a) and is_block(b) and key != "pd.decomposition_targets":
+        if a.get("type") != b.get("type") and key.endswith("]"):
+            yield key
+            return
+        for name in dict.fromkeys([*a, *b]):
+            yield from _differences(a.get(name), b.get(name), f"{key}.{name}" if key else name)
+    elif is_list(a) and is_list(b) and len(a) == len(b) and any(is_block(item) for item in a):
+        for i, (left, right) in enumerate(zip(a, b, strict=True)):
+            yield from _differences(left, right, f"{key}[{i}]")
+    elif a != b:
+        yield key

@@ -1,0 +1,319 @@
+"""What must hold between the blocks of a run file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from vpd.config.block import choose, plain, refusal, show
+from vpd.config.importance import GlobalTransformerCI
+from vpd.config.losses import FreshAdversary, Loss, PersistentAdversary
+from vpd.config.metrics import (
+    CI_L0,
+    AnyMetric,
+    AttnPatterns,
+    CEandKLLosses,
+    IdentityCIError,
+    PermutedCIPlots,
+    PermutedPlots,
+)
+from vpd.config.schedule import LRSchedule
+from vpd.config.sites import match_sites, matches, unmatched
+from vpd.config.sources import RepeatedScope, Scope, needs_sequence, resolved_scope
+from vpd.config.targets import (
+    FeatureData,
+    InductionTarget,
+    LMTarget,
+    ResidMLPTarget,
+    StoredTarget,
+    TMSTarget,
+    TokenData,
+)
+
+if TYPE_CHECKING:
+    from vpd.config.run import RunConfig
+
+_LOSSES = "pd.loss_metrics"
+_METRICS = "eval.metrics"
+
+
+def check_run(config: RunConfig) -> None:
+    """Refuse a combination of blocks that can't work.
+
+    Raises: ConfigError with the first problem.
+    """
+    _check_data(config)
+    _check_schedules(config)
+    _check_distinct_keys(config.pd.loss_metrics, _LOSSES)
+    for key, term in _terms(config):
+        _check_scope(config, key, term)
+        _check_starts(config, key, term)
+    sites = _check_sites(config)
+    _check_ties(config, sites)
+    _check_sequence_fits(config)
+    if config.runtime.dp is not None and config.pd.batch_size % config.runtime.dp:
+        raise refusal(
+            "runtime.dp",
+            f"must divide pd.batch_size {config.pd.batch_size}, got {config.runtime.dp}",
+            "write e.g. dp: null",
+        )
+    if config.eval is not None:
+        _check_distinct_keys(config.eval.metrics, _METRICS)
+        for i, metric in enumerate(config.eval.metrics):
+            _check_metric(config, f"{_METRICS}[{i}]", metric)
+            _check_metric_sites(config, f"{_METRICS}[{i}]", metric, sites)
+
+
+def _terms(config: RunConfig) -> Iterator[tuple[str, Loss]]:
+    for i, term in enumerate(config.pd.loss_metrics):
+        yield f"{_LOSSES}[{i}]", term
+
+
+def _check_data(config: RunConfig) -> None:
+    target, data = config.target, config.data
+    if isinstance(target, InductionTarget):
+        if data is not None:
+            raise refusal("data", "an induction target makes its own data", "write data: null")
+    elif isinstance(target, LMTarget):
+        if not isinstance(data, TokenData):
+            raise refusal(
+                "data", "a language model needs text", "write data with dataset_name and tokenizer_name"
+            )
+    elif not isinstance(data, FeatureData):
+        raise refusal("data", "a toy target needs sparse features", "write data with feature_probability")
+
+
+def _check_schedules(config: RunConfig) -> None:
+    schedules: list[tuple[str, LRSchedule]] = [
+        ("pd.components_optimizer", config.pd.components_optimizer.lr_schedule),
+        ("pd.ci_fn_optimizer", config.pd.ci_fn_optimizer.lr_schedule),
+    ]
+    for key, term in _terms(config):
+        if isinstance(term, PersistentAdversary):
+            schedules.append((f"{key}.optimizer", term.optimizer.lr_schedule))
+    for key, schedule in schedules:
+        if schedule.warmup_steps(config.pd.steps) >= config.pd.steps:
+            raise refusal(
+                f"{key}.lr_schedule.warmup_pct",
+                f"{schedule.warmup_pct:g} makes warm-up take all {config.pd.steps} steps",
+                "write a smaller fraction, e.g. warmup_pct: 0.01",
+            )
+
+
+def _check_distinct_keys(entries: Sequence[Loss | AnyMetric], key: str) -> None:
+    seen: set[str] = set()
+    for i, entry in enumerate(entries):
+        if entry.key in seen:
+            raise refusal(
+                f"{key}[{i}].name",
+                f"{plain(entry.key)} occurs twice in this list, and its values could not be told apart",
+                f"give each one a distinct name, e.g. name: {plain(entry.key)}_{i}",
+            )
+        seen.add(entry.key)
+
+
+def _check_scope(config: RunConfig, key: str, term: Loss | AnyMetric) -> None:
+    if isinstance(term, PersistentAdversary):
+        _refuse_missing_axis(config, f"{key}.scope.type", term.scope)
+        _check_leading_size(config, f"{key}.scope", term.scope)
+    elif isinstance(term, FreshAdversary):
+        _refuse_missing_axis(config, f"{key}.mask_scope", term.mask_scope)
+
+
+def _refuse_missing_axis(config: RunConfig, key: str, scope: Scope | RepeatedScope | str) -> None:
+    if needs_sequence(scope) and not config.has_sequence:
+        written = scope if isinstance(scope, str) else scope.type
+        raise refusal(
+            key,
+            f"{written} has one source per sequence position, and this target has no sequence axis",
+            f"write {written.replace('s', '')}",
+        )
+
+
+def _check_leading_size(config: RunConfig, key: str, scope: Scope | RepeatedScope) -> None:
+    """Sources are tiled over the batch, in training and in evaluation."""
+    shape, n_sources = resolved_scope(scope, config.has_sequence)
+    if n_sources is not None and config.pd.batch_size % n_sources:
+        raise refusal(
+            f"{key}.n_sources",
+            f"{n_sources} does not divide pd.batch_size {config.pd.batch_size}",
+            "write a divisor of the batch size",
+        )
+    leading = config.pd.batch_size if shape in ("bc", "bsc") else (n_sources or 1)
+    if config.eval is not None and config.eval.batch_size % leading:
+        raise refusal(
+            "eval.batch_size",
+            f"{config.eval.batch_size} is no multiple of the {leading} sources of {key}, "
+            "which is evaluated as well",
+            f"write a multiple of {leading}",
+        )
+
+
+def _check_starts(config: RunConfig, key: str, term: Loss) -> None:
+    if not isinstance(term, PersistentAdversary):
+        return
+    last = (config.pd.steps - 1) / config.pd.steps
+    if term.start_frac > last:
+        raise refusal(
+            f"{key}.start_frac",
+            f"{term.start_frac:g} is past the last of {config.pd.steps} steps, so the term is never active",
+            "write a smaller fraction, e.g. start_frac: 0.5",
+        )
+
+
+def _check_sites(config: RunConfig) -> dict[str, int] | None:
+    """The decomposed sites with their C, null where only the target knows its sites."""
+    patterns = [item.module_pattern for item in config.pd.decomposition_targets]
+    _refuse_repeated(patterns, "pd.decomposition_targets")
+    identities = config.pd.identity_decomposition_targets or ()
+    _refuse_repeated([item.module_pattern for item in identities], "pd.identity_decomposition_targets")
+    names = config.site_names
+    if names is None:
+        return None
+    sites = match_sites(config.pd.decomposition_targets, names)
+    inserted = match_sites(identities, names, "pd.identity_decomposition_targets")
+    return sites | {f"{site}.pre_identity": C for site, C in inserted.items()}
+
+
+def _refuse_repeated(patterns: Sequence[str], key: str) -> None:
+    for i, pattern in enumerate(patterns):
+        if pattern in patterns[:i]:
+            raise refusal(
+                f"{key}[{i}].module_pattern",
+                f"{show(pattern)} is there already at index {patterns.index(pattern)}",
+                "remove one of the two",
+            )
+
+
+def _check_ties(config: RunConfig, sites: dict[str, int] | None) -> None:
+    key = "pd.tied_weights"
+    written = config.pd.tied_weights
+    if sites is None and isinstance(config.target, StoredTarget):
+        sites = {
+            site: item.C
+            for item in config.pd.decomposition_targets
+            for site in matches(item.module_pattern, ("linear1", "linear2"))
+        }
+        if config.target_kind != "tms":
+            return
+    if sites is None:
+        return
+    for a, b in config.tied_pairs:
+        for site in (a, b):
+            if site not in sites:
+                raise refusal(key, f"{plain(site)} is not decomposed", choose(site, sites))
+        if a == b:
+            raise refusal(key, f"{plain(a)} can't be tied to itself", "write [[linear1, linear2]] or []")
+        if sites[a] != sites[b]:
+            why = "" if written is not None else " (null ties them on a TMS target)"
+            raise refusal(
+                key,
+                f"tied sites need the same C, but {a} has {sites[a]} and {b} has {sites[b]}{why}",
+                "make C equal, or write tied_weights: [] to untie them",
+            )
+
+
+def _check_sequence_fits(config: RunConfig) -> None:
+    ci, data = config.pd.ci_config, config.data
+    if not isinstance(ci, GlobalTransformerCI) or not isinstance(data, TokenData):
+        return
+    longest = ci.simple_transformer_ci_cfg.attn_config.max_len
+    if data.max_seq_len > longest:
+        raise refusal(
+            "pd.ci_config.simple_transformer_ci_cfg.attn_config.max_len",
+            f"{longest} is shorter than data.max_seq_len {data.max_seq_len}",
+            f"write max_len: {data.max_seq_len}",
+        )
+
+
+def _check_metric(config: RunConfig, key: str, metric: AnyMetric) -> None:
+    _check_scope_of_metric(config, key, metric)
+    toy = not config.has_sequence
+    if toy and isinstance(metric, CEandKLLosses | AttnPatterns):
+        raise refusal(
+            f"{key}.type",
+            f"{metric.type} needs a language model, and the target is a {config.target_kind}",
+            "remove the metric",
+        )
+    if not toy and isinstance(metric, IdentityCIError | PermutedCIPlots):
+        raise refusal(
+            f"{key}.type",
+            f"{metric.type} probes single features, which a {config.target_kind} target does not have",
+            "remove the metric",
+        )
+
+
+def _check_scope_of_metric(config: RunConfig, key: str, metric: AnyMetric) -> None:
+    if isinstance(metric, PersistentAdversary):
+        same = [term for term in config.pd.loss_metrics if term.key == metric.key]
+        if not same or same[0].model_copy(update={"coeff": 1.0}) != metric:
+            raise refusal(
+                f"{key}.type",
+                f"{metric.type} has sources only where it is trained on, and no term of "
+                "pd.loss_metrics is the same",
+                "remove it here, since losses trained on are evaluated as well, or write PGDReconLoss",
+            )
+        return
+    _check_scope(config, key, metric)
+
+
+def _check_metric_sites(config: RunConfig, key: str, metric: AnyMetric, sites: dict[str, int] | None) -> None:
+    for where, pattern in _patterns_of(key, metric):
+        if sites is not None and not matches(pattern, sites):
+            raise unmatched(where, pattern, list(sites), "decomposed site")
+    if isinstance(metric, IdentityCIError):
+        _check_expected_patterns(config, key, metric, sites)
+
+
+def _patterns_of(key: str, metric: AnyMetric) -> Iterator[tuple[str, str]]:
+    """Every site glob in a metric, with its dotted key."""
+    if isinstance(metric, CI_L0):
+        for name, globs in (metric.groups or {}).items():
+            for i, glob in enumerate(globs):
+                yield f"{key}.groups.{name}[{i}]", glob
+    elif isinstance(metric, IdentityCIError):
+        for i, identity in enumerate(metric.identity_ci or ()):
+            yield f"{key}.identity_ci[{i}].layer_pattern", identity.layer_pattern
+        for i, dense in enumerate(metric.dense_ci or ()):
+            yield f"{key}.dense_ci[{i}].layer_pattern", dense.layer_pattern
+    elif isinstance(metric, PermutedPlots):
+        for i, glob in enumerate(metric.identity_patterns or ()):
+            yield f"{key}.identity_patterns[{i}]", glob
+        for i, glob in enumerate(metric.dense_patterns or ()):
+            yield f"{key}.dense_patterns[{i}]", glob
+
+
+def _check_expected_patterns(
+    config: RunConfig, key: str, metric: IdentityCIError, sites: dict[str, int] | None
+) -> None:
+    target = config.target
+    features = target.n_features if isinstance(target, TMSTarget | ResidMLPTarget) else None
+    for i, identity in enumerate(metric.identity_ci or ()):
+        where = f"{key}.identity_ci[{i}].n_features"
+        if features is not None and identity.n_features != features:
+            raise refusal(
+                where,
+                f"{identity.n_features} differs from target.n_features {features}",
+                f"write n_features: {features}",
+            )
+        _refuse_too_few(where, identity.n_features, _smallest_C(config, identity.layer_pattern, sites))
+    for i, dense in enumerate(metric.dense_ci or ()):
+        where = f"{key}.dense_ci[{i}].k"
+        _refuse_too_few(where, dense.k, _smallest_C(config, dense.layer_pattern, sites))
+
+
+def _smallest_C(config: RunConfig, pattern: str, sites: dict[str, int] | None) -> int | None:
+    """The least C among the sites a pattern names, as far as it is certain without the target."""
+    if sites is not None:
+        return min(sites[site] for site in matches(pattern, sites))
+    same = [item.C for item in config.pd.decomposition_targets if item.module_pattern == pattern]
+    return same[0] if same else None
+
+
+def _refuse_too_few(key: str, expected: int, C: int | None) -> None:
+    if C is not None and expected > C:
+        raise refusal(
+            key,
+            f"{expected} is more than the C {C} of the site",
+            f"write a number <= {C}, or raise C in pd.decomposition_targets",
+        )

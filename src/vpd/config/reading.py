@@ -1,0 +1,174 @@
+"""Reads a run file into a configuration, or says in one sentence why it can't be."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from vpd.config.block import Block, listed, refusal
+from vpd.config.document import plain_block, read_document, write_document
+from vpd.config.losses import FreshAdversary
+from vpd.config.pretraining import PretrainingConfig
+from vpd.config.problems import first_problem
+from vpd.config.run import RunConfig
+from vpd.config.support import check_supported
+from vpd.config.values import is_block, is_list
+from vpd.errors import ConfigError
+
+Parsed = TypeVar("Parsed", bound=Block)
+_CONVERT = (
+    "it needs `vpd config convert`, which this version does not have, so write it in the current vocabulary"
+)
+_FLAT = (
+    "module_info",
+    "identity_module_info",
+    "loss_metric_configs",
+    "eval_metric_configs",
+    "task_config",
+    "ci_fn_type",
+    "ci_fn_hidden_dims",
+    "output_loss_type",
+    "pretrained_model_class",
+    "pretrained_model_path",
+    "pretrained_model_name",
+    "train_log_freq",
+    "eval_freq",
+    "slow_eval_freq",
+    "n_eval_steps",
+    "print_freq",
+    "image_freq",
+    "wandb_run_name_prefix",
+)
+_KNOTS_NESTED = frozenset({"checkpointing", "points", "source_shape"})
+_OLD_PRETRAINING = ("num_iterations", "warmup_iters", "learning_rate_decay_frac", "val_loss_every")
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """A run file that was read.
+
+    Attributes:
+        config: what it says.
+        notices: sentences for the console about keys that don't act as written.
+        name: stem of the file, null where it was not a file.
+    """
+
+    config: RunConfig
+    notices: tuple[str, ...]
+    name: str | None
+
+
+def read_run_file(source: str | Path | Mapping[str, object], *, supported: bool = True) -> RunFile:
+    """Read a run file, or the same content as nested mappings.
+
+    Args:
+        source: path of a YAML file, or its content.
+        supported: also refuse what the vocabulary has and this version does not build.
+
+    Raises: ConfigError, one sentence with the dotted key, the reason and the way out.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        document, name = read_document(path), path.stem
+    else:
+        document, name = plain_block(source), None
+    _refuse_other_vocabularies(document)
+    if "optimizer" in document and "pd" not in document:
+        _parse(PretrainingConfig, document)
+        raise refusal(
+            "optimizer",
+            "this is a pretraining file, and pretraining is not built in this version",
+            "give a run file with pd, cadence, target and data",
+        )
+    config = _parse(RunConfig, document)
+    if supported:
+        check_supported(config)
+    return RunFile(config, _notices(document, config), name)
+
+
+def dump_run_file(config: RunConfig) -> str:
+    """The configuration as YAML with every default written out; reading it gives an equal configuration."""
+    document = _type_first(config.model_dump(mode="json"))
+    assert is_block(document)
+    return write_document(document)
+
+
+def _parse(model: type[Parsed], document: Mapping[str, object]) -> Parsed:
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        message = first_problem(error.errors(), document, model)
+    raise ConfigError(message)
+
+
+def _refuse_other_vocabularies(document: Mapping[str, object]) -> None:
+    if "pd" not in document:
+        older = [key for key in _FLAT if key in document]
+        if older:
+            raise refusal(older[0], "this file is in the flat vocabulary of before May 2026", _CONVERT)
+        pretraining = [key for key in _OLD_PRETRAINING if key in document]
+        if pretraining:
+            raise refusal(
+                pretraining[0],
+                "this is an older pretraining file, and pretraining is not built in this version",
+                "give a run file with pd, cadence, target and data",
+            )
+    newer = "decomposition" if "decomposition" in document else _find_nested(document, "")
+    if newer is not None:
+        raise refusal(newer, "this file is in the knots vocabulary of July 2026 and later", _CONVERT)
+
+
+def _find_nested(value: object, key: str) -> str | None:
+    """The first dotted key that only the knots vocabulary has."""
+    if is_block(value):
+        children = [
+            (f"{key}.{name}" if key else name, name, child)
+            for name, child in value.items()
+            if name != "groups"
+        ]
+    elif is_list(value):
+        children = [(f"{key}[{i}]", "", child) for i, child in enumerate(value)]
+    else:
+        return None
+    for path, name, _ in children:
+        if name in _KNOTS_NESTED:
+            return path
+    return next((found for path, _, child in children if (found := _find_nested(child, path))), None)
+
+
+def _notices(document: Mapping[str, object], config: RunConfig) -> tuple[str, ...]:
+    notices: list[str] = []
+    with_coeff = [f"eval.metrics[{i}].coeff" for i in _metrics_with_coeff(document)]
+    if with_coeff:
+        verb = "is" if len(with_coeff) == 1 else "are"
+        notices.append(f"{listed(with_coeff)} {verb} ignored: a metric has no weight.")
+    if config.runtime.device is not None:
+        notices.append(
+            f"runtime.device: {config.runtime.device} is a wish: the run uses the devices that are there, "
+            "and its record says which."
+        )
+    for i, term in enumerate(config.pd.loss_metrics):
+        if isinstance(term, FreshAdversary) and term.init == "ones" and config.pd.use_delta_component:
+            notices.append(
+                f"pd.loss_metrics[{i}].init: ones starts the adversary at the target itself, where its first "
+                "gradient is rounding noise; random is the usual start."
+            )
+    return tuple(notices)
+
+
+def _metrics_with_coeff(document: Mapping[str, object]) -> list[int]:
+    block = document.get("eval")
+    metrics = block.get("metrics") if is_block(block) else None
+    if not is_list(metrics):
+        return []
+    return [i for i, entry in enumerate(metrics) if is_block(entry) and entry.get("coeff") is not None]
+
+
+def _type_first(value: object) -> object:
+    """The same value with the key that selects a block written before its other keys."""
+    if is_block(value):
+        first = [key for key in ("type", "mode", "fn_type", "kind") if key in value]
+        return {key: _type_first(value[key]) for key in dict.fromkeys([*first, *value])}
+    return [_type_first(item) for item in value] if is_list(value) else value

@@ -1,0 +1,176 @@
+"""What the vocabulary names and this version does not build yet, refused by name."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpd.config.block import refusal, show
+from vpd.config.run import RunConfig
+from vpd.config.targets import StoredTarget, TargetKind
+from vpd.config.values import is_block, is_list
+
+_ACCOUNT_BOUND = re.compile(
+    r"(wandb:.*)|(wandb://.*)|(https?://.*)|([\w.-]+/[\w.-]+/(runs/)?[\w-]+)|([\w.-]+/runs/[\w-]+)"
+)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A key whose values are not built: those named, or any that is not null when none is named."""
+
+    key: str
+    what: str
+    instead: str
+    values: tuple[object, ...] | None = None
+
+    def refuses(self, value: object) -> bool:
+        """Whether this version can't do what the value asks for."""
+        return value is not None if self.values is None else value in self.values
+
+
+_TARGETS: dict[TargetKind, str] = {
+    "lm": "a language-model target",
+    "resid_mlp": "a ResidMLP target",
+    "induction": "an induction target",
+}
+_ATTENTION = ("CIMaskedAttnPatternsReconLoss", "StochasticAttnPatternsReconLoss")
+_TRANSFORMERS = ("global_shared_transformer", "chunkwise_transformer")
+_TOY_ONLY = "use a TMS target: n_features, n_hidden and pretrain"
+
+GAPS: tuple[Gap, ...] = (
+    Gap(
+        "pd.identity_decomposition_targets",
+        "decomposing inserted identities",
+        "write identity_decomposition_targets: null",
+    ),
+    Gap(
+        "pd.ci_config.fn_type",
+        "a transformer as causal-importance function",
+        "write fn_type: mlp, vector_mlp, shared_mlp or global_shared_mlp",
+        _TRANSFORMERS,
+    ),
+    Gap("pd.initialization", "starting from the SVD", "write initialization: normal", ("svd",)),
+    Gap(
+        "pd.loss_metrics[].type",
+        "the merged stochastic and adversarial forward",
+        "write StochasticReconSubsetLoss and PersistentPGDReconSubsetLoss as two terms",
+        ("MergedStochasticPersistentReconLoss",),
+    ),
+    Gap(
+        "pd.loss_metrics[].hidden_acts_reconstruction",
+        "a hidden-activation rider",
+        "write hidden_acts_reconstruction: null, or train on StochasticHiddenActsReconLoss",
+    ),
+    Gap("pd.components_optimizer.type", "the muon optimizer", "write type: adamw", ("muon",)),
+    Gap("pd.ci_fn_optimizer.type", "the muon optimizer", "write type: adamw", ("muon",)),
+    Gap("runtime.mesh", "a device mesh", "write mesh: null"),
+    Gap("runtime.placement", "sharding parameters", "write placement: ddp", ("zero", "fsdp")),
+    Gap("runtime.remat", "rematerialising blocks", "write remat: none", ("block",)),
+    Gap(
+        "runtime.reuse_prefix",
+        "running without the shared prefix",
+        "write reuse_prefix: true",
+        (False,),
+    ),
+    Gap(
+        "eval.metrics[].type",
+        "an attention-pattern metric",
+        "remove the metric",
+        _ATTENTION,
+    ),
+    Gap("eval.metrics[].type", "CEandKLLosses", "remove the metric", ("CEandKLLosses",)),
+    Gap(
+        "eval.metrics[].type",
+        "the merged stochastic and adversarial forward",
+        "remove the metric",
+        ("MergedStochasticPersistentReconLoss",),
+    ),
+    Gap(
+        "eval.metrics[].hidden_acts_reconstruction",
+        "a hidden-activation rider",
+        "write hidden_acts_reconstruction: null, or use StochasticHiddenActsReconLoss",
+    ),
+    Gap(
+        "logging.tensorboard",
+        "TensorBoard logging",
+        "write tensorboard: false and read metrics.jsonl",
+        (True,),
+    ),
+    Gap(
+        "wandb",
+        "logging to Weights & Biases",
+        "write wandb: null and read metrics.jsonl in the run directory",
+    ),
+    Gap(
+        "resume_provenance",
+        "starting from another run's state",
+        "write resume_provenance: null",
+    ),
+)
+
+
+def check_supported(config: RunConfig) -> None:
+    """Refuse what this version does not build.
+
+    Raises: ConfigError naming the first such key, and what to write instead.
+    """
+    _check_target(config)
+    document = config.model_dump(mode="json")
+    for gap in GAPS:
+        for key, value in _values_at(gap.key, document):
+            if gap.refuses(value):
+                raise refusal(key, f"{gap.what} ({show(value)}) is not built in this version", gap.instead)
+    if config.runtime.dp is not None and config.runtime.dp > 1:
+        said = f"data parallelism over {config.runtime.dp} devices is not built in this version"
+        raise refusal("runtime.dp", said, "write dp: null")
+
+
+def _check_target(config: RunConfig) -> None:
+    kind = config.target_kind
+    if kind in _TARGETS:
+        raise refusal("target", f"{_TARGETS[kind]} is not built in this version", _TOY_ONLY)
+    if isinstance(config.target, StoredTarget):
+        _check_stored(config.target.run_path)
+    else:
+        n_hidden_layers = getattr(config.target, "n_hidden_layers", 0)
+        if n_hidden_layers > 1:
+            said = f"a TMS target with {n_hidden_layers} hidden layers is not built in this version"
+            raise refusal("target.n_hidden_layers", said, "write n_hidden_layers: 0 or 1")
+    pairs = [pair for pair in config.tied_pairs if pair != ("linear1", "linear2")]
+    if pairs:
+        said = f"tying {' with '.join(pairs[0])} is not built in this version"
+        raise refusal("pd.tied_weights", said, "write [[linear1, linear2]] or []")
+
+
+def _check_stored(run_path: str) -> None:
+    way_out = (
+        "write n_features, n_hidden and a pretrain: block to train the target here, "
+        "or a local path to a run directory with target.safetensors"
+    )
+    path = Path(run_path).expanduser()
+    if not path.exists():
+        if _ACCOUNT_BOUND.fullmatch(run_path):
+            said = f"{show(run_path)} is bound to an account, and there is no such local path"
+            raise refusal("target.run_path", said, way_out)
+        raise refusal("target.run_path", f"there is no {show(run_path)}", way_out)
+    if path.is_dir() and not (path / "target.safetensors").is_file():
+        raise refusal("target.run_path", f"{show(run_path)} holds no target.safetensors", way_out)
+    if path.is_file() and path.suffix != ".safetensors":
+        raise refusal("target.run_path", f"{show(run_path)} is not a .safetensors file", way_out)
+
+
+def _values_at(pattern: str, document: object) -> Iterator[tuple[str, object]]:
+    """The values a dotted key with [] names, each with its full key."""
+    name, _, rest = pattern.partition(".")
+    is_each = name.endswith("[]")
+    name = name.removesuffix("[]")
+    if not is_block(document) or name not in document:
+        return
+    found = document[name]
+    items = [(f"{name}[{i}]", item) for i, item in enumerate(found)] if is_each and is_list(found) else []
+    for key, value in items if is_each else [(name, found)]:
+        if rest:
+            yield from ((f"{key}.{inner}", last) for inner, last in _values_at(rest, value))
+        else:
+            yield key, value

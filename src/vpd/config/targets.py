@@ -1,0 +1,274 @@
+"""Targets and their data as a run file describes them, told apart by their own fields."""
+
+from difflib import get_close_matches
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from vpd.config.block import Block, problem
+from vpd.config.values import Count, CountOrZero, Flag, Fraction, NonNegative, Seed, Text, Words, is_block
+
+TargetKind = Literal["lm", "tms", "resid_mlp", "induction"]
+
+
+class Pretrain(Block):
+    """How a toy target is trained in-process."""
+
+    steps: Count
+    """Number of updates."""
+    batch_size: Annotated[Count, Field(examples=[1024])]
+    """Batch size."""
+    lr: Annotated[NonNegative, Field(examples=[0.005])]
+    """Learning rate."""
+    seed: Seed = 0
+    """Seed of initial weights and data."""
+
+
+class TMSTarget(Block):
+    """The toy model of superposition, trained when the run starts."""
+
+    tag: ClassVar[Literal["tms"]] = "tms"
+
+    n_features: Annotated[Count, Field(examples=[5])]
+    """Number of input features."""
+    n_hidden: Annotated[Count, Field(examples=[2])]
+    """Hidden width."""
+    n_hidden_layers: CountOrZero = 0
+    """Identity layers between the two linear ones."""
+    pretrain: Pretrain
+    """How the target is trained."""
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Sites in the order of the forward pass."""
+        hidden = tuple(f"hidden_layers.{i}" for i in range(self.n_hidden_layers))
+        return ("linear1", *hidden, "linear2")
+
+
+class ResidMLPTarget(Block):
+    """A residual MLP on sparse features, trained when the run starts."""
+
+    tag: ClassVar[Literal["resid_mlp"]] = "resid_mlp"
+
+    n_features: Annotated[Count, Field(examples=[100])]
+    """Number of input features."""
+    d_embed: Annotated[Count, Field(examples=[1000])]
+    """Width of the residual stream."""
+    d_mlp: Annotated[Count, Field(examples=[50])]
+    """Neurons per layer."""
+    n_layers: Annotated[Count, Field(examples=[1])]
+    """Number of layers."""
+    act_fn_name: Literal["gelu", "relu"]
+    """Activation; gelu is the exact one."""
+    in_bias: Flag
+    """Whether `mlp_in` has a bias."""
+    out_bias: Flag
+    """Whether `mlp_out` has a bias."""
+    fixed_identity_embedding: Flag
+    """Whether the embedding is the identity instead of random unit rows."""
+    pretrain: Pretrain
+    """How the target is trained."""
+
+    @model_validator(mode="after")
+    def _identity_is_square(self) -> Self:
+        if self.fixed_identity_embedding and self.n_features != self.d_embed:
+            raise problem(
+                "fixed_identity_embedding",
+                f"an identity embedding needs n_features {self.n_features} == d_embed {self.d_embed}",
+                "write fixed_identity_embedding: false, or equal sizes",
+            )
+        return self
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Sites in the order of the forward pass."""
+        return tuple(f"layers.{i}.{part}" for i in range(self.n_layers) for part in ("mlp_in", "mlp_out"))
+
+
+class StoredTarget(Block):
+    """A toy target from an earlier run; the sites to decompose tell which."""
+
+    tag: ClassVar[Literal["run_path"]] = "run_path"
+
+    run_path: Annotated[Text, Field(examples=["runs/tms_5-2"])]
+    """A local run directory with target.safetensors in it, or such a file."""
+
+
+class InductionTarget(Block):
+    """A small attention-only transformer trained on repeated sequences."""
+
+    tag: ClassVar[Literal["induction"]] = "induction"
+
+    kind: Literal["induction"]
+    """Selects this target."""
+    vocab: Annotated[Count, Field(examples=[128])]
+    """Number of tokens."""
+    n_layers: Annotated[Count, Field(examples=[2])]
+    """Number of layers."""
+    n_heads: Annotated[Count, Field(examples=[1])]
+    """Attention heads per layer."""
+    d_model: Annotated[Count, Field(examples=[16])]
+    """Width of the residual stream."""
+    seq_len: Annotated[Count, Field(examples=[64])]
+    """Sequence length."""
+    pretrain: Pretrain
+    """How the target is trained."""
+
+
+class HFSpec(Block):
+    """A model of the Hugging Face hub."""
+
+    kind: Literal["hf"]
+    """Selects this source."""
+    model_class: Text
+    """Dotted name of the class."""
+    model_name: Text
+    """Name on the hub."""
+
+
+class PretrainedSpec(Block):
+    """A model of an earlier pretraining run."""
+
+    kind: Literal["pretrained"]
+    """Selects this source."""
+    model_class: Text
+    """Dotted name of the class."""
+    run_path: Text
+    """Run directory."""
+
+
+class FileSpec(Block):
+    """A model in a local file."""
+
+    kind: Literal["file"]
+    """Selects this source."""
+    path: Text
+    """Safetensors or GGUF file."""
+    model_class: Text
+    """Architecture."""
+
+
+class PackageSpec(Block):
+    """A model that ships in an installed Python package."""
+
+    kind: Literal["package"]
+    """Selects this source."""
+    name: Text
+    """Name of the package."""
+
+
+LMSpec = Annotated[HFSpec | PretrainedSpec | FileSpec | PackageSpec, Field(discriminator="kind")]
+
+
+class LMTarget(Block):
+    """A language model."""
+
+    tag: ClassVar[Literal["lm"]] = "lm"
+
+    spec: LMSpec
+    """Where the model comes from."""
+    output_extract: Annotated[Text | CountOrZero, Words("a name or an index", "logits")] = "logits"
+    """Name or index of the logits in the model's output."""
+    weights_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the frozen weights."""
+    activation_checkpointing: Flag = False
+    """Whether the target recomputes activations in the backward pass."""
+
+
+class FeatureData(Block):
+    """Sparse features for toys."""
+
+    tag: ClassVar[Literal["features"]] = "features"
+
+    feature_probability: Annotated[Fraction, Field(gt=0, examples=[0.05]), Words("a number in (0, 1]", 0.05)]
+    """Probability that a feature is active."""
+    data_generation_type: Literal["exactly_one_active", "at_least_zero_active"] = "at_least_zero_active"
+    """Whether features are active independently, or exactly one at a time."""
+
+
+class TokenData(Block):
+    """Text for language models."""
+
+    tag: ClassVar[Literal["text"]] = "text"
+
+    dataset_name: Text
+    """Name of the data set, or a local directory."""
+    data_files: (
+        Annotated[Text | tuple[Text, ...], Words("a file pattern or a list of them", "*.parquet")] | None
+    ) = None
+    """Files of the data set to use."""
+    revision: Text | None = None
+    """Revision of the data set."""
+    tokenizer_name: Text
+    """Tokenizer on the hub, or a local file."""
+    column_name: Text = "text"
+    """Column with the text or the token numbers."""
+    max_seq_len: Count = 512
+    """Sequence length."""
+    train_split: Text = "train"
+    """Split to train on."""
+    eval_split: Text = "test"
+    """Split to evaluate on."""
+    is_tokenized: Flag = False
+    """Whether the column holds token numbers."""
+    streaming: Flag = False
+    """Whether the data set is streamed."""
+    buffer_size: Count = 1000
+    """Shuffle buffer when streaming."""
+    shuffle_each_epoch: Flag = True
+    """Whether each epoch has its own order."""
+
+
+_TARGETS = (TMSTarget, ResidMLPTarget, StoredTarget, InductionTarget, LMTarget)
+
+
+def _kind_of_target(given: object) -> str | None:
+    if isinstance(given, _TARGETS):
+        return given.tag
+    if not is_block(given):
+        return None
+    if "spec" in given:
+        return LMTarget.tag
+    if "kind" in given:
+        return InductionTarget.tag
+    if "run_path" in given:
+        return StoredTarget.tag
+    only_resid = set(ResidMLPTarget.model_fields) - set(TMSTarget.model_fields)
+    return _closest(given, {ResidMLPTarget.tag: only_resid, TMSTarget.tag: set(TMSTarget.model_fields)})
+
+
+def _kind_of_data(given: object) -> str | None:
+    if isinstance(given, FeatureData | TokenData):
+        return given.tag
+    if not is_block(given):
+        return None
+    kinds = {FeatureData.tag: set(FeatureData.model_fields), TokenData.tag: set(TokenData.model_fields)}
+    return _closest(given, kinds)
+
+
+def _closest(given: object, kinds: dict[str, set[str]]) -> str | None:
+    """The first kind that owns one of the keys, else the first that owns a similar one."""
+    keys = [str(key) for key in given] if is_block(given) else []
+    for kind, own in kinds.items():
+        if own & set(keys):
+            return kind
+    for kind, own in kinds.items():
+        if any(get_close_matches(key, own, n=1, cutoff=0.7) for key in keys):
+            return kind
+    return None
+
+
+Target = TMSTarget | ResidMLPTarget | StoredTarget | InductionTarget | LMTarget
+Data = FeatureData | TokenData
+AnyTarget = Annotated[
+    Annotated[TMSTarget, Tag("tms")]
+    | Annotated[ResidMLPTarget, Tag("resid_mlp")]
+    | Annotated[StoredTarget, Tag("run_path")]
+    | Annotated[InductionTarget, Tag("induction")]
+    | Annotated[LMTarget, Tag("lm")],
+    Discriminator(_kind_of_target),
+]
+AnyData = Annotated[
+    Annotated[FeatureData, Tag("features")] | Annotated[TokenData, Tag("text")],
+    Discriminator(_kind_of_data),
+]

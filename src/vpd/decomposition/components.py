@@ -1,0 +1,97 @@
+"""V and U of every site, who shares them with whom, and how they start."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, Key
+
+SiteKind = Literal["linear", "embedding", "identity"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One weight matrix chosen for decomposition.
+
+    Attributes:
+        name: its path in the target, for example ``h.0.mlp.c_fc``.
+        d_in: rows of W (the vocabulary size for an embedding).
+        d_out: columns of W.
+        C: number of subcomponents.
+        kind: ``linear`` (``x @ W``), ``embedding`` (``W[x]``) or ``identity`` (W is the identity, never stored).
+    """
+
+    name: str
+    d_in: int
+    d_out: int
+    C: int
+    kind: SiteKind = "linear"
+
+
+class Components(eqx.Module):
+    """The rank-one pieces of one site: subcomponent c is ``V[:, c] ⊗ U[c, :]``."""
+
+    V: Float[Array, "d_in C"]
+    U: Float[Array, "C d_out"]
+
+    @property
+    def transposed(self) -> "Components":
+        """The same pieces for the transposed weight: ``V' = Uᵀ``, ``U' = Vᵀ``."""
+        return Components(V=self.U.T, U=self.V.T)
+
+
+class ComponentSet(eqx.Module):
+    """Components of all sites, looked up by site name.
+
+    A tied site owns no arrays: it is a transposed view of its owner, so that gradients of both uses are summed and one
+    update is made (METHOD section 9).
+    """
+
+    owned: dict[str, Components]
+    ties: tuple[tuple[str, str], ...] = eqx.field(static=True, default=())
+
+    def __getitem__(self, site: str) -> Components:
+        """Components of one site, V ``[d_in, C]`` and U ``[C, d_out]``."""
+        owner = dict(self.ties).get(site)
+        return self.owned[site] if owner is None else self.owned[owner].transposed
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the sites that own arrays, then of the tied ones."""
+        yield from self.owned
+        yield from (site for site, _ in self.ties)
+
+
+def init_components(
+    sites: Sequence[Site], key: Key[Array, ""], ties: Sequence[tuple[str, str]] = ()
+) -> ComponentSet:
+    """Normal V with standard deviation 1/√d_in and U with 1/√C (METHOD section 3).
+
+    Args:
+        sites: all sites.
+        key: random key; a site's draw depends on its position in ``sites`` alone.
+        ties: pairs (owner, site); the second is the transposed view of the first.
+
+    Raises:
+        ValueError: a tied pair whose shapes are not each other's transpose, or whose C differ.
+    """
+    by_name: Mapping[str, Site] = {site.name: site for site in sites}
+    for first, second in ties:
+        a, b = by_name[first], by_name[second]
+        if (a.d_in, a.d_out, a.C) != (b.d_out, b.d_in, b.C):
+            raise ValueError(
+                f"sites {first!r} [{a.d_in}, {a.d_out}] with C {a.C} and {second!r} [{b.d_in}, {b.d_out}] with C {b.C} "
+                "can't be tied: a tied pair has transposed shapes and equal C"
+            )
+    view_of = {second: first for first, second in ties}
+    owned: dict[str, Components] = {}
+    for index, site in enumerate(sites):
+        if site.name in view_of:
+            continue
+        key_v, key_u = jax.random.split(jax.random.fold_in(key, index))
+        V = jax.random.normal(key_v, (site.d_in, site.C)) / math.sqrt(site.d_in)
+        U = jax.random.normal(key_u, (site.C, site.d_out)) / math.sqrt(site.C)
+        owned[site.name] = Components(V=V, U=U)
+    return ComponentSet(owned=owned, ties=tuple(view_of.items()))

@@ -1,0 +1,20 @@
+"""Errors that a user can act on."""
+
+
+class VpdError(Exception):
+    """A user's mistake: the message is one sentence with the rule, the offending value and the way out.
+
+    The command line prints the message alone and exits with code 2.
+    """
+
+
+class ConfigError(VpdError):
+    """A run file, or a value in it, that can't be used."""
+
+
+class RunError(VpdError):
+    """A run directory that can't be opened, resumed or written."""
+
+
+class NonFiniteError(Exception):
+    """Training met a loss that is NaN or infinite; the message names the step and the term. Exit code 1."""

@@ -1,0 +1,1 @@
+"""Judging a decomposition: metrics, figures, the report."""

@@ -1,0 +1,18 @@
+"""Causal importance: networks that predict it, and the squashings of their output."""
+
+from vpd.importance.ci import CausalImportances, causal_importances
+from vpd.importance.mlp import CIFunction, GlobalMLP, LayerwiseMLP, init_global_mlp, init_layerwise_mlp
+from vpd.importance.squash import SQUASHINGS, Squashing, squash_pair
+
+__all__ = [
+    "SQUASHINGS",
+    "CIFunction",
+    "CausalImportances",
+    "GlobalMLP",
+    "LayerwiseMLP",
+    "Squashing",
+    "causal_importances",
+    "init_global_mlp",
+    "init_layerwise_mlp",
+    "squash_pair",
+]

@@ -1,0 +1,90 @@
+"""Adversarial sources: where they start, how they ascend (METHOD section 5)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from vpd.decomposition import Site, source_shape
+from vpd.decomposition.masks import Scope
+from vpd.objective.adam import adam_direction
+
+Sources = dict[str, Float[Array, "..."]]
+
+
+@dataclass(frozen=True)
+class AdamAscent:
+    """``s += lr · m̂ / (√v̂ + eps)``; the bias correction counts ascents."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class SignAscent:
+    """``s += lr · sign(g)``."""
+
+
+class AdversaryState(eqx.Module):
+    """Persistent sources as stored (before the sigmoid, where there is one), raw moments, and the ascents made."""
+
+    sources: Sources
+    m: Sources
+    v: Sources
+    ascents: Int[Array, ""]
+
+
+def source_shapes(
+    sites: Sequence[Site], scope: Scope, leading: Sequence[int], use_delta: bool, n_sources: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Stored shape per site: C channels, and one more for the delta where it is on."""
+    return {s.name: source_shape(scope, leading, s.C + int(use_delta), n_sources) for s in sites}
+
+
+def init_adversary(
+    shapes: Mapping[str, tuple[int, ...]],
+    key: Key[Array, ""],
+    optimizer: AdamAscent | SignAscent,
+    sigmoid: bool,
+) -> AdversaryState:
+    """Sources U[0, 1], or N(0, 1) under the sigmoid parameterisation; zero moments."""
+    draw = jax.random.normal if sigmoid else jax.random.uniform
+    sources = {s: draw(jax.random.fold_in(key, i), shape) for i, (s, shape) in enumerate(shapes.items())}
+    moments = (
+        {s: jnp.zeros(shape) for s, shape in shapes.items()} if isinstance(optimizer, AdamAscent) else {}
+    )
+    return AdversaryState(sources, moments, dict(moments), jnp.zeros((), jnp.int32))
+
+
+def effective_sources(stored: Sources, sigmoid: bool) -> Sources:
+    """The values in [0, 1] that masks are built from."""
+    return {s: jax.nn.sigmoid(x) for s, x in stored.items()} if sigmoid else stored
+
+
+def clip01(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """To [0, 1]; sources that left it would never come back."""
+    return jnp.clip(x, 0.0, 1.0)
+
+
+def ascend(
+    state: AdversaryState,
+    gradients: Sources,
+    lr: Float[Array, ""] | float,
+    optimizer: AdamAscent | SignAscent,
+    sigmoid: bool,
+) -> AdversaryState:
+    """One ascent along the gradient of the loss with respect to the stored sources."""
+    bound = (lambda x: x) if sigmoid else clip01
+    n = state.ascents + 1
+    match optimizer:
+        case SignAscent():
+            moved = {s: bound(x + lr * jnp.sign(gradients[s])) for s, x in state.sources.items()}
+            return AdversaryState(moved, state.m, state.v, n)
+        case AdamAscent(beta1=beta1, beta2=beta2, eps=eps):
+            direction, m, v = adam_direction(gradients, state.m, state.v, n, (beta1, beta2), eps)
+            moved = {s: bound(x + lr * direction[s]) for s, x in state.sources.items()}
+            return AdversaryState(moved, m, v, n)

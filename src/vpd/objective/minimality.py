@@ -1,0 +1,114 @@
+"""Sparsity losses on upper causal importances: the power penalty and its smooth-L0 relative."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Importances = Mapping[str, Float[Array, "..."]]
+Sums = dict[str, Float[Array, " C"]]
+
+
+@dataclass(frozen=True)
+class Anneal:
+    """A value that goes linearly from ``start`` to ``final`` between two fractions of training; None: constant."""
+
+    start: float
+    final: float | None = None
+    start_frac: float = 1.0
+    end_frac: float = 1.0
+
+    @property
+    def constant(self) -> bool:
+        """Annealing is off when it would start at the end, or has no final value."""
+        return self.final is None or self.start_frac >= 1.0
+
+
+def anneal(spec: Anneal, fraction: Float[Array, ""] | float) -> Float[Array, ""] | float:
+    """Value at a fraction of training (step / steps)."""
+    if spec.constant:
+        return spec.start
+    assert spec.final is not None
+    width = max(spec.end_frac - spec.start_frac, 1e-12)
+    progress = jnp.clip((fraction - spec.start_frac) / width, 0.0, 1.0)
+    return spec.start + (spec.final - spec.start) * progress
+
+
+def _log2_1p(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.log2(1 + x)
+
+
+@dataclass(frozen=True)
+class ImportanceMinimality:
+    """``S_c = Σ_positions (ci_upper + eps)^p``; loss ``Σ S_c/N · (1 + β log2(1 + S_c))`` (METHOD section 4)."""
+
+    p: Anneal
+    beta: float
+    eps: float = 1e-12
+
+    def sums(self, upper: Importances, fraction: Float[Array, ""] | float) -> Sums:
+        """``{site: S_c [C]}`` over all positions given, in float32."""
+        p = anneal(self.p, fraction)
+        return {s: _positions(self._power(ci.astype(jnp.float32), p)) for s, ci in upper.items()}
+
+    def _power(self, ci: Float[Array, "..."], p: Float[Array, ""] | float) -> Float[Array, "..."]:
+        base = ci + self.eps
+        if isinstance(p, float | int):
+            return base if p == 1 else jnp.square(base) if p == 2 else base**p
+        # exp(p log x): one transcendental pair, shared between value and gradient.
+        return jnp.exp(p * jnp.log(base))
+
+    def loss(
+        self, sums: Sums, positions: int | Int[Array, ""] | Float[Array, ""]
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """(loss, its β-free value) from sums over the *global* batch: the log is not linear."""
+        plain = sum((jnp.sum(S) for S in sums.values()), jnp.zeros(())) / positions
+        if self.beta == 0:
+            return plain, plain
+        frequency = sum((jnp.sum(S * _log2_1p(S)) for S in sums.values()), jnp.zeros(())) / positions
+        return plain + self.beta * frequency, plain
+
+
+@dataclass(frozen=True)
+class Frequency:
+    """A separate frequency penalty ``coeff · Σ f_c log2(1 + a' f_c)`` with ``f_c = S_c/N``."""
+
+    coeff: float
+    reference_datapoint_count: float
+
+
+@dataclass(frozen=True)
+class SmoothL0:
+    """``ci² / (ci² + γ²)`` in place of the power, γ annealed."""
+
+    gamma: Anneal
+    beta: float
+    frequency: Frequency | None = None
+
+    def sums(self, upper: Importances, fraction: Float[Array, ""] | float) -> Sums:
+        """``{site: S_c [C]}`` over all positions given, in float32."""
+        gamma = anneal(self.gamma, fraction)
+
+        def smooth(ci: Float[Array, "..."]) -> Float[Array, "..."]:
+            square = jnp.square(ci.astype(jnp.float32))
+            return square / (square + gamma**2)
+
+        return {site: _positions(smooth(ci)) for site, ci in upper.items()}
+
+    def loss(
+        self, sums: Sums, positions: int | Int[Array, ""] | Float[Array, ""]
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """(loss, its value without β and without the frequency penalty)."""
+        loss, plain = ImportanceMinimality(Anneal(1.0), self.beta).loss(sums, positions)
+        if self.frequency is not None:
+            f = {site: S / positions for site, S in sums.items()}
+            a = self.frequency.reference_datapoint_count
+            loss = loss + self.frequency.coeff * sum(
+                (jnp.sum(x * _log2_1p(a * x)) for x in f.values()), jnp.zeros(())
+            )
+        return loss, plain
+
+
+def _positions(x: Float[Array, "*leading C"]) -> Float[Array, " C"]:
+    return jnp.sum(x, axis=tuple(range(x.ndim - 1)))

@@ -1,0 +1,295 @@
+"""The recon grid: live sites × routing × mask source, one mechanism for every recon loss (METHOD section 4)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, Shaped
+
+from vpd.decomposition import (
+    AllRouting,
+    ComponentSet,
+    Routing,
+    Site,
+    SiteMask,
+    draw_routing,
+    interpolate,
+    spread,
+)
+from vpd.decomposition.masks import Scope
+from vpd.objective.adversary import AdamAscent, SignAscent, Sources, clip01, effective_sources, source_shapes
+from vpd.objective.schedule import Schedule
+from vpd.targets import Target, masked_forward, masked_site_outputs
+
+Importances = Mapping[str, Float[Array, "..."]]
+Routes = Mapping[str, Array | None]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same source everywhere and no delta: 0 makes the mask the importance itself, 1 leaves all unmasked."""
+
+    value: Literal[0, 1]
+
+
+@dataclass(frozen=True)
+class Stochastic:
+    """Drawn afresh for each forward: U[0, 1], or Bernoulli(½); the delta source is U[0, 1] either way."""
+
+    sampling: Literal["continuous", "binomial"] = "continuous"
+
+
+@dataclass(frozen=True)
+class FreshPGD:
+    """Sign ascent from a fresh start, ``n_steps`` of ``+ step_size · sign(grad)``, clipped to [0, 1] after each."""
+
+    init: Literal["random", "ones", "zeroes"]
+    step_size: float
+    n_steps: int
+    scope: Scope
+    n_sources: int | None = None
+
+
+@dataclass(frozen=True)
+class Persistent:
+    """Sources that live in the training state; active from step ``first_step`` on."""
+
+    optimizer: AdamAscent | SignAscent
+    lr: Schedule
+    scope: Scope
+    n_sources: int | None = None
+    n_warmup_steps: int = 0
+    first_step: int = 0
+    sigmoid: bool = False
+
+
+Source = Constant | Stochastic | FreshPGD | Persistent
+Live = Literal["all", "each"] | int
+Measure = Literal["output", "hidden_acts"]
+
+
+@dataclass(frozen=True)
+class ReconTerm:
+    """One row of the grid.
+
+    Attributes:
+        name: the key under which it is logged.
+        coeff: its coefficient in the total.
+        source: where masks come from.
+        routing: which positions use the masked components.
+        live: ``all`` sites at once, ``each`` one alone, or consecutive groups of that many.
+        n_samples: forwards per group of live sites.
+        measure: compare the target's ``output``, or every site's output (``hidden_acts``).
+    """
+
+    name: str
+    coeff: float
+    source: Source
+    routing: Routing = AllRouting()
+    live: Live = "all"
+    n_samples: int = 1
+    measure: Measure = "output"
+
+
+class Scene(eqx.Module):
+    """What every masked forward of a step shares.
+
+    Attributes:
+        target: the frozen network.
+        components: V and U, in the compute dtype.
+        batch: input of the target.
+        clean: the clean output.
+        sites: decomposed sites in numeric layer order.
+        leading: ``(batch,)`` or ``(batch, sequence)``.
+        use_delta: whether the delta channel is on.
+        remat: recompute masked forwards in the backward pass.
+    """
+
+    target: Target
+    components: ComponentSet
+    batch: Shaped[Array, "..."]
+    clean: Shaped[Array, "..."]
+    sites: tuple[Site, ...] = eqx.field(static=True)
+    leading: tuple[int, ...] = eqx.field(static=True)
+    use_delta: bool = eqx.field(static=True)
+    remat: bool = eqx.field(static=True, default=False)
+
+    def held(self) -> "Scene":
+        """The same scene with V and U constant, for ascents that move sources alone."""
+        return replace(self, components=jax.lax.stop_gradient(self.components))
+
+
+def recon_loss(
+    term: ReconTerm, scene: Scene, ci: Importances, key: Key[Array, ""], stored: Sources | None = None
+) -> Float[Array, ""]:
+    """Mean over the term's forwards of the per-position mean divergence from the clean output.
+
+    Args:
+        term: row of the grid.
+        scene: target, components, batch and clean output.
+        ci: lower causal importances, ``{site: [*leading, C]}``.
+        key: random key of this term at this step.
+        stored: sources of a persistent term, as stored.
+    """
+    losses = [
+        forward_divergence(term, scene, ci, sources, routes)
+        for sources, routes in _forwards(term, scene, ci, key, stored)
+    ]
+    return sum(losses[1:], losses[0]) / len(losses)
+
+
+def persistent_loss(term: ReconTerm, scene: Scene, ci: Importances, stored: Sources) -> Float[Array, ""]:
+    """What a warm-up ascent climbs: the persistent term at all sites and positions, V, U and CI held."""
+    assert isinstance(term.source, Persistent)
+    sources = effective_sources(stored, term.source.sigmoid)
+    held = {s: jax.lax.stop_gradient(x) for s, x in ci.items()}
+    return forward_divergence(term, scene.held(), held, sources, dict.fromkeys(sources))
+
+
+def live_groups(term: ReconTerm, sites: Sequence[Site]) -> list[tuple[Site, ...]]:
+    """The groups of sites that are live together, one or more forwards each."""
+    match term.live:
+        case "all":
+            return [tuple(sites)]
+        case "each":
+            return [(site,) for site in sites]
+        case size:
+            return [tuple(sites[i : i + size]) for i in range(0, len(sites), size)]
+
+
+def _forwards(
+    term: ReconTerm, scene: Scene, ci: Importances, key: Key[Array, ""], stored: Sources | None
+) -> list[tuple[Sources, Routes]]:
+    """Sources and routing of every forward. An empty source means the constant one of the term."""
+    forwards: list[tuple[Sources, Routes]] = []
+    for g, group in enumerate(live_groups(term, scene.sites)):
+        for sample in range(term.n_samples):
+            key_source, key_routes = jax.random.split(jax.random.fold_in(key, g * term.n_samples + sample))
+            routes = draw_routing(term.routing, key_routes, [s.name for s in group], scene.leading)
+            match term.source:
+                case Constant():
+                    sources: Sources = {s.name: jnp.zeros(()) for s in group}
+                case Stochastic(sampling=sampling):
+                    sources = _draw(sampling, group, scene, key_source)
+                case FreshPGD() as attack:
+                    sources = fresh_pgd(attack, term, scene, ci, group, routes, key_source)
+                case Persistent(sigmoid=sigmoid):
+                    assert stored is not None, f"{term.name} needs its stored sources"
+                    sources = effective_sources(stored, sigmoid)
+            forwards.append((sources, routes))
+    return forwards
+
+
+def _draw(
+    sampling: Literal["continuous", "binomial"], group: Sequence[Site], scene: Scene, key: Key[Array, ""]
+) -> Sources:
+    order = {site.name: i for i, site in enumerate(scene.sites)}
+    sources: Sources = {}
+    for site in group:
+        shape = (*scene.leading, site.C + int(scene.use_delta))
+        u = jax.random.uniform(jax.random.fold_in(key, order[site.name]), shape)
+        if sampling == "binomial":
+            is_component = jnp.arange(shape[-1]) < site.C
+            u = jnp.where(is_component, (u < 0.5).astype(u.dtype), u)
+        sources[site.name] = u
+    return sources
+
+
+def fresh_pgd(
+    attack: FreshPGD,
+    term: ReconTerm,
+    scene: Scene,
+    ci: Importances,
+    group: Sequence[Site],
+    routes: Routes,
+    key: Key[Array, ""],
+    start: Sources | None = None,
+    record: Callable[[Sources], None] | None = None,
+) -> Sources:
+    """Sources after sign ascent, constant for what follows; one routing draw serves all ascents and the loss.
+
+    Args:
+        attack: its settings.
+        term: the term it belongs to.
+        scene: target, components, batch and clean output.
+        ci: lower causal importances.
+        group: the live sites.
+        routes: routing of this forward.
+        key: for a random start.
+        start: sources to start from instead of a fresh draw.
+        record: called with the sources after each ascent; the ascents are then unrolled.
+    """
+    shapes = source_shapes(group, attack.scope, scene.leading, scene.use_delta, attack.n_sources)
+    sources = start if start is not None else _start(attack.init, shapes, key)
+    held_scene, held_ci = scene.held(), {s: jax.lax.stop_gradient(x) for s, x in ci.items()}
+
+    def ascent(_: object, now: Sources) -> Sources:
+        gradients = jax.grad(lambda s: forward_divergence(term, held_scene, held_ci, s, routes))(now)
+        return {s: clip01(x + attack.step_size * jnp.sign(gradients[s])) for s, x in now.items()}
+
+    if record is None:
+        sources = jax.lax.fori_loop(0, attack.n_steps, ascent, sources)
+    else:
+        for i in range(attack.n_steps):
+            sources = ascent(i, sources)
+            record(sources)
+    return jax.lax.stop_gradient(sources)
+
+
+def _start(init: str, shapes: Mapping[str, tuple[int, ...]], key: Key[Array, ""]) -> Sources:
+    match init:
+        case "ones":
+            return {s: jnp.ones(shape) for s, shape in shapes.items()}
+        case "zeroes":
+            return {s: jnp.zeros(shape) for s, shape in shapes.items()}
+        case _:
+            return {
+                s: jax.random.uniform(jax.random.fold_in(key, i), x)
+                for i, (s, x) in enumerate(shapes.items())
+            }
+
+
+def site_masks(
+    term: ReconTerm, scene: Scene, ci: Importances, sources: Sources, routes: Routes
+) -> dict[str, SiteMask]:
+    """Masks of the live sites, in the dtype of the importances."""
+    masks: dict[str, SiteMask] = {}
+    for site, source in sources.items():
+        if isinstance(term.source, Constant):
+            component = ci[site] if term.source.value == 0 else jnp.ones_like(ci[site])
+            masks[site] = SiteMask(component, None, routes[site])
+        else:
+            masks[site] = interpolate(
+                ci[site], spread(source, scene.leading[0]).astype(ci[site].dtype), routes[site]
+            )
+    return masks
+
+
+def forward_divergence(
+    term: ReconTerm, scene: Scene, ci: Importances, sources: Sources, routes: Routes
+) -> Float[Array, ""]:
+    """One masked forward with given sources and routing: the mean over positions of its divergence."""
+
+    def loss(components: ComponentSet, ci: Importances, sources: Sources) -> Float[Array, ""]:
+        masks = site_masks(term, scene, ci, sources, routes)
+        if term.measure == "hidden_acts":
+            errors, elements = hidden_act_errors(replace(scene, components=components), masks)
+            return sum(errors.values(), jnp.zeros(())) / sum(elements.values())
+        out = masked_forward(scene.target, components, scene.batch, masks)
+        return jnp.mean(scene.target.divergence(scene.clean, out))
+
+    run = jax.checkpoint(loss) if scene.remat else loss
+    return run(scene.components, dict(ci), sources)
+
+
+def hidden_act_errors(
+    scene: Scene, masks: Mapping[str, SiteMask]
+) -> tuple[dict[str, Float[Array, ""]], dict[str, int]]:
+    """Squared error of each masked site's output (bias included) against the clean one: (sums, element counts)."""
+    _, clean = masked_site_outputs(scene.target, scene.components, scene.batch, {})
+    _, masked = masked_site_outputs(scene.target, scene.components, scene.batch, masks)
+    square = {s: jnp.square(masked[s].astype(jnp.float32) - clean[s].astype(jnp.float32)) for s in masks}
+    return {s: jnp.sum(x) for s, x in square.items()}, {s: x.size for s, x in square.items()}

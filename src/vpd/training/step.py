@@ -1,0 +1,239 @@
+"""One training step, in the order of METHOD section 6."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+from vpd.decomposition import ComponentSet, Site
+from vpd.importance import CausalImportances, CIFunction, causal_importances, squash_pair
+from vpd.objective import AdversaryState, Scene, Term, ascend, total_loss, warm_up_adversaries
+from vpd.objective.adversary import Sources
+from vpd.objective.total import persistent_terms
+from vpd.randomness import stream
+from vpd.targets import Target, clean_forward, frozen_weights
+from vpd.training.optimizers import AdamW
+from vpd.training.state import Decomposition, Training, TrainState
+
+Tree = TypeVar("Tree")
+Logs = dict[str, Float[Array, ""]]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that is static about a run: sites, losses, optimizers, number of steps."""
+
+    sites: tuple[Site, ...]
+    terms: tuple[Term, ...]
+    components_optimizer: AdamW
+    ci_fn_optimizer: AdamW
+    steps: int
+    sigmoid_type: str = "leaky_hard"
+    sampling: Literal["continuous", "binomial"] = "continuous"
+    use_delta: bool = True
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+
+
+def cast_compute(problem: Problem, tree: Tree) -> Tree:
+    """Floating-point leaves in the compute dtype; nothing happens in float32."""
+    dtype = jnp.dtype(problem.compute_dtype)
+
+    def cast(x: Array) -> Array:
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+    return tree if dtype == jnp.float32 else jax.tree.map(cast, tree)
+
+
+def leading_shape(problem: Problem, inputs: dict[str, Shaped[Array, "..."]]) -> tuple[int, ...]:
+    """``(batch,)`` or ``(batch, sequence)``, from the first site's input."""
+    first = problem.sites[0]
+    shape = inputs[first.name].shape
+    return shape if first.kind == "embedding" else shape[:-1]
+
+
+def importances(
+    problem: Problem,
+    ci_fn: CIFunction,
+    components: ComponentSet,
+    inputs: dict[str, Shaped[Array, "..."]],
+    step: Int[Array, ""] | int,
+    seed: Int[Array, ""] | int,
+) -> CausalImportances:
+    """One evaluation of the CI function on clean site inputs, squashed twice."""
+    z = cast_compute(problem, ci_fn)(inputs, cast_compute(problem, components))
+    jitter = stream(seed, "ci/binomial", step) if problem.sampling == "binomial" else None
+    return causal_importances(z, squash_pair(problem.sigmoid_type), jitter)
+
+
+class Gradients(eqx.Module):
+    """What one step learns: gradients of the total for both groups, and the adversaries after all their ascents."""
+
+    components: ComponentSet
+    ci_fn: CIFunction
+    adversaries: dict[str, AdversaryState]
+
+
+def step_gradients(
+    problem: Problem,
+    target: Target,
+    state: TrainState,
+    batch: Shaped[Array, "..."],
+    seed: Int[Array, ""] | int,
+) -> tuple[Gradients, Logs]:
+    """Everything of a step up to the updates of the parameters; arguments as for :func:`train_step`.
+
+    Returns:
+        Gradients and adversaries, and ``loss/<term>`` and ``loss/total``.
+    """
+    decomposition, step, steps = state.decomposition, state.training.step, problem.steps
+
+    # clean, site inputs
+    net, x = cast_compute(problem, (target, batch))
+    clean, inputs = jax.lax.stop_gradient(clean_forward(net, x))
+    weights = frozen_weights(target, batch)
+    scene = Scene(
+        target=net,
+        components=cast_compute(problem, decomposition.components),
+        batch=x,
+        clean=clean,
+        sites=problem.sites,
+        leading=leading_shape(problem, inputs),
+        use_delta=problem.use_delta,
+        remat=problem.remat,
+    )
+
+    # ci: one evaluation; its pull-back runs after the main backward
+    def evaluate_ci(ci_fn: CIFunction, components: ComponentSet) -> CausalImportances:
+        return importances(problem, ci_fn, components, inputs, step, seed)
+
+    ci, pull_ci = jax.vjp(evaluate_ci, decomposition.ci_fn, decomposition.components)
+
+    # warm-up ascents
+    adversaries = warm_up_adversaries(problem.terms, scene, ci, state.training.adversaries, step, steps)
+
+    # total, and from one backward the gradients of components, importances and sources
+    def total(
+        components: ComponentSet, ci: CausalImportances, sources: dict[str, Sources]
+    ) -> tuple[Array, Logs]:
+        live = replace(scene, components=cast_compute(problem, components))
+        return total_loss(problem.terms, live, components, weights, ci, sources, step, steps, seed)
+
+    sources = {name: adversary.sources for name, adversary in adversaries.items()}
+    (loss, losses), (g_components, g_ci, g_sources) = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(
+        decomposition.components, ci, sources
+    )
+    g_ci_fn, g_through_ci = pull_ci(g_ci)
+    g_components = jax.tree.map(jnp.add, g_components, g_through_ci)
+
+    # last ascent
+    adversaries = last_ascents(problem, adversaries, g_sources, step)
+    logs = {f"loss/{name}": value for name, value in losses.items()} | {"loss/total": loss}
+    return Gradients(g_components, g_ci_fn, adversaries), logs
+
+
+def train_step(
+    problem: Problem,
+    target: Target,
+    state: TrainState,
+    batch: Shaped[Array, "..."],
+    seed: Int[Array, ""] | int,
+) -> tuple[TrainState, Logs]:
+    """One update of components, CI function and adversaries.
+
+    Args:
+        problem: the static part.
+        target: the frozen network, an argument and never a constant of the program.
+        state: parameters, moments, adversaries and step counter before the update.
+        batch: input of the target, ``[*leading, ...]``.
+        seed: of the run; every draw is a function of it, the step and a stream name.
+
+    Returns:
+        The state after the update, and scalars: ``loss/<term>`` and ``loss/total`` as they were before it, and the
+        gradient norms before clipping.
+    """
+    decomposition, training = state.decomposition, state.training
+    step, steps = training.step, problem.steps
+    gradients, logs = step_gradients(problem, target, state, batch, seed)
+    components, components_optimizer, components_norm = problem.components_optimizer.update(
+        decomposition.components, gradients.components, training.components_optimizer, step, steps
+    )
+    ci_fn, ci_fn_optimizer, ci_fn_norm = problem.ci_fn_optimizer.update(
+        decomposition.ci_fn, gradients.ci_fn, training.ci_fn_optimizer, step, steps
+    )
+    logs |= {"grad_norm/components": components_norm, "grad_norm/ci_fn": ci_fn_norm}
+    updated = TrainState(
+        Decomposition(components, ci_fn),
+        Training(components_optimizer, ci_fn_optimizer, gradients.adversaries, step + 1),
+    )
+    return updated, logs
+
+
+def last_ascents(
+    problem: Problem,
+    adversaries: dict[str, AdversaryState],
+    gradients: dict[str, Sources],
+    step: Int[Array, ""],
+) -> dict[str, AdversaryState]:
+    """The ascent that shares the main backward: its gradient is unscaled by the term's coefficient."""
+    moved: dict[str, AdversaryState] = {}
+    for name, (term, spec) in persistent_terms(problem.terms).items():
+        unscaled = {site: g / term.coeff for site, g in gradients[name].items()}
+        ascended = ascend(
+            adversaries[name], unscaled, spec.lr(step, problem.steps), spec.optimizer, spec.sigmoid
+        )
+        if spec.first_step > 0:
+            active = step >= spec.first_step
+            ascended = jax.tree.map(
+                lambda new, old, on=active: jnp.where(on, new, old), ascended, adversaries[name]
+            )
+        moved[name] = ascended
+    return moved
+
+
+Draw = Callable[[Int[Array, ""]], Shaped[Array, "..."]]
+
+
+def run_steps(
+    problem: Problem,
+    target: Target,
+    state: TrainState,
+    n: Int[Array, ""],
+    seed: Int[Array, ""],
+    draw: Draw,
+) -> tuple[TrainState, Logs]:
+    """Up to ``n`` steps in one program; ``n`` is a traced trip count, so one compile serves every dispatch.
+
+    Stops after a step whose total is not finite.
+
+    Args:
+        problem: the static part.
+        target: the frozen network.
+        state: before the first of these steps.
+        n: how many, at least 1.
+        seed: of the run.
+        draw: the batch of a step, for data that is made on the device.
+
+    Returns:
+        The state after the last step and that step's scalars.
+    """
+    Carry = tuple[Int[Array, ""], TrainState, Logs]
+
+    def one(state: TrainState) -> tuple[TrainState, Logs]:
+        return train_step(problem, target, state, draw(state.training.step), seed)
+
+    def body(carry: Carry) -> Carry:
+        done, state, _ = carry
+        return done + 1, *one(state)
+
+    def proceed(carry: Carry) -> Array:
+        done, _, logs = carry
+        return (done < n) & ((done == 0) | jnp.isfinite(logs["loss/total"]))
+
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, state)[1])
+    _, state, logs = jax.lax.while_loop(proceed, body, (jnp.zeros_like(n), state, empty))
+    return state, logs

@@ -1,0 +1,23 @@
+"""Settings of the whole suite: shapes and types checked, strict dtype promotion, warnings are errors."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+from jaxtyping import install_import_hook
+
+# pydantic checks the configuration itself, and its models use typing.Self, which a function-wise checker can't follow.
+ROOMS = (
+    "randomness",
+    "decomposition",
+    "importance",
+    "targets",
+    "data",
+    "objective",
+    "training",
+    "evaluation",
+    "analysis",
+)
+install_import_hook([f"vpd.{room}" for room in ROOMS], "beartype.beartype")
+jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -1,0 +1,45 @@
+"""Conformance: every recorded case against what the project computes, one check per kind."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from case import Case, load, paths
+from kinds import (
+    adam_sources,
+    ci_fn,
+    ci_l0,
+    faithfulness,
+    identity_ci_error,
+    importance_minimality,
+    pgd,
+    schedule,
+    sigmoid,
+    site_forward,
+)
+from trajectory import tms_trajectory
+
+KINDS: dict[str, Callable[[Case], dict]] = {
+    "adam_sources": adam_sources,
+    "ci_fn": ci_fn,
+    "ci_l0": ci_l0,
+    "faithfulness": faithfulness,
+    "identity_ci_error": identity_ci_error,
+    "importance_minimality": importance_minimality,
+    "pgd": pgd,
+    "schedule": schedule,
+    "sigmoid": sigmoid,
+    "site_forward": site_forward,
+    "tms_trajectory": tms_trajectory,
+}
+CI_FUNCTIONS = {"mlp", "vector_mlp", "shared_mlp", "global_shared_mlp"}
+
+
+@pytest.mark.parametrize("path", paths(), ids=lambda path: path.stem)
+def test_case(path: Path) -> None:
+    case = load(path)
+    if case.kind not in KINDS:
+        pytest.skip(f"kind {case.kind} is not built yet: {case.name}")
+    if case.kind == "ci_fn" and case.config["fn_type"] not in CI_FUNCTIONS:
+        pytest.skip(f"CI function {case.config['fn_type']} is not built yet: {case.name}")
+    case.check(KINDS[case.kind](case))
