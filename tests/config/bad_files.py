@@ -43,7 +43,7 @@ _DAMAGED: list[tuple[str, bytes, str]] = [
         "alias_bomb",
         b"a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
         + b"".join(b"a%d: &a%d [%s]\n" % (i, i, b", ".join([b"*a%d" % (i - 1)] * 10)) for i in range(1, 12)),
-        "a5",
+        "a4",
     ),
     ("huge_integer_text", b"pd:\n  steps: " + b"9" * 5000 + b"\n", ".yaml"),
     ("huge_file", b"# " + b"x" * 2_000_000, ".yaml"),
@@ -265,9 +265,7 @@ _SILLY: list[tuple[str, Document, str]] = [
     ),
     (
         "no_such_hidden_layer",
-        edited(
-            lambda d: d["pd"]["decomposition_targets"].append({"module_pattern": "hidden_layers.0", "C": 4})
-        ),
+        edited(lambda d: d["pd"]["decomposition_targets"].append({"module_pattern": "hidden_layers.0", "C": 4})),
         "pd.decomposition_targets[2].module_pattern",
     ),
     ("tied_C_differs", changed("pd.decomposition_targets.1.C", 13), "pd.tied_weights"),

@@ -8,8 +8,6 @@ from vpd.config.document import write_document
 
 Document = dict[str, Any]
 
-_SCHEDULE: Document = {"start_val": 0.001, "fn_type": "cosine", "final_val_frac": 0.0}
-
 PERSISTENT: Document = {
     "type": "PersistentPGDReconLoss",
     "coeff": 0.5,
@@ -45,8 +43,11 @@ GOOD: Document = {
             },
             PERSISTENT,
         ],
-        "components_optimizer": {"lr_schedule": _SCHEDULE, "grad_clip_norm": 0.01},
-        "ci_fn_optimizer": {"lr_schedule": _SCHEDULE},
+        "components_optimizer": {
+            "lr_schedule": {"start_val": 0.001, "fn_type": "cosine", "final_val_frac": 0.0},
+            "grad_clip_norm": 0.01,
+        },
+        "ci_fn_optimizer": {"lr_schedule": {"start_val": 1e-3, "fn_type": "cosine", "final_val_frac": 0}},
         "steps": 200,
         "batch_size": 64,
         "faithfulness_warmup_steps": 10,

@@ -65,9 +65,7 @@ def _meaning(config: RunConfig) -> dict[str, object]:
         pd["decomposition_targets"] = match_sites(config.pd.decomposition_targets, config.site_names)
     pd["loss_metrics"] = [_term_meaning(term, config.has_sequence) for term in config.pd.loss_metrics]
     if config.eval is not None:
-        document["eval"]["metrics"] = [
-            _term_meaning(term, config.has_sequence) for term in config.eval.metrics
-        ]
+        document["eval"]["metrics"] = [_term_meaning(term, config.has_sequence) for term in config.eval.metrics]
     return document
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vpd.config.block import choose, plain, refusal, show
-from vpd.config.importance import GlobalTransformerCI
+from vpd.config.importance import ChunkwiseTransformerCI, GlobalTransformerCI
 from vpd.config.losses import FreshAdversary, Loss, PersistentAdversary
 from vpd.config.metrics import (
     CI_L0,
@@ -21,6 +21,7 @@ from vpd.config.schedule import LRSchedule
 from vpd.config.sites import match_sites, matches, unmatched
 from vpd.config.sources import RepeatedScope, Scope, needs_sequence, resolved_scope
 from vpd.config.targets import (
+    TARGET_NAMES,
     FeatureData,
     InductionTarget,
     LMTarget,
@@ -55,7 +56,7 @@ def check_run(config: RunConfig) -> None:
         raise refusal(
             "runtime.dp",
             f"must divide pd.batch_size {config.pd.batch_size}, got {config.runtime.dp}",
-            "write e.g. dp: null",
+            "write for example dp: null",
         )
     if config.eval is not None:
         _check_distinct_keys(config.eval.metrics, _METRICS)
@@ -76,9 +77,7 @@ def _check_data(config: RunConfig) -> None:
             raise refusal("data", "an induction target makes its own data", "write data: null")
     elif isinstance(target, LMTarget):
         if not isinstance(data, TokenData):
-            raise refusal(
-                "data", "a language model needs text", "write data with dataset_name and tokenizer_name"
-            )
+            raise refusal("data", "a language model needs text", "write data with dataset_name and tokenizer_name")
     elif not isinstance(data, FeatureData):
         raise refusal("data", "a toy target needs sparse features", "write data with feature_probability")
 
@@ -96,7 +95,7 @@ def _check_schedules(config: RunConfig) -> None:
             raise refusal(
                 f"{key}.lr_schedule.warmup_pct",
                 f"{schedule.warmup_pct:g} makes warm-up take all {config.pd.steps} steps",
-                "write a smaller fraction, e.g. warmup_pct: 0.01",
+                "write a smaller fraction, for example warmup_pct: 0.01",
             )
 
 
@@ -107,7 +106,7 @@ def _check_distinct_keys(entries: Sequence[Loss | AnyMetric], key: str) -> None:
             raise refusal(
                 f"{key}[{i}].name",
                 f"{plain(entry.key)} occurs twice in this list, and its values could not be told apart",
-                f"give each one a distinct name, e.g. name: {plain(entry.key)}_{i}",
+                f"give each one a distinct name, for example name: {plain(entry.key)}_{i}",
             )
         seen.add(entry.key)
 
@@ -143,8 +142,7 @@ def _check_leading_size(config: RunConfig, key: str, scope: Scope | RepeatedScop
     if config.eval is not None and config.eval.batch_size % leading:
         raise refusal(
             "eval.batch_size",
-            f"{config.eval.batch_size} is no multiple of the {leading} sources of {key}, "
-            "which is evaluated as well",
+            f"{config.eval.batch_size} is no multiple of the {leading} sources of {key}, which is evaluated as well",
             f"write a multiple of {leading}",
         )
 
@@ -157,7 +155,7 @@ def _check_starts(config: RunConfig, key: str, term: Loss) -> None:
         raise refusal(
             f"{key}.start_frac",
             f"{term.start_frac:g} is past the last of {config.pd.steps} steps, so the term is never active",
-            "write a smaller fraction, e.g. start_frac: 0.5",
+            "write a smaller fraction, for example start_frac: 0.5",
         )
 
 
@@ -215,7 +213,7 @@ def _check_ties(config: RunConfig, sites: dict[str, int] | None) -> None:
 
 def _check_sequence_fits(config: RunConfig) -> None:
     ci, data = config.pd.ci_config, config.data
-    if not isinstance(ci, GlobalTransformerCI) or not isinstance(data, TokenData):
+    if not isinstance(ci, GlobalTransformerCI | ChunkwiseTransformerCI) or not isinstance(data, TokenData):
         return
     longest = ci.simple_transformer_ci_cfg.attn_config.max_len
     if data.max_seq_len > longest:
@@ -232,13 +230,13 @@ def _check_metric(config: RunConfig, key: str, metric: AnyMetric) -> None:
     if toy and isinstance(metric, CEandKLLosses | AttnPatterns):
         raise refusal(
             f"{key}.type",
-            f"{metric.type} needs a language model, and the target is a {config.target_kind}",
+            f"{metric.type} needs a language model, and the target is a {TARGET_NAMES[config.target_kind]}",
             "remove the metric",
         )
     if not toy and isinstance(metric, IdentityCIError | PermutedCIPlots):
         raise refusal(
             f"{key}.type",
-            f"{metric.type} probes single features, which a {config.target_kind} target does not have",
+            f"{metric.type} probes single features, which a {TARGET_NAMES[config.target_kind]} target does not have",
             "remove the metric",
         )
 
@@ -249,8 +247,7 @@ def _check_scope_of_metric(config: RunConfig, key: str, metric: AnyMetric) -> No
         if not same or same[0].model_copy(update={"coeff": 1.0}) != metric:
             raise refusal(
                 f"{key}.type",
-                f"{metric.type} has sources only where it is trained on, and no term of "
-                "pd.loss_metrics is the same",
+                f"{metric.type} has sources only where it is trained on, and no term of pd.loss_metrics is the same",
                 "remove it here, since losses trained on are evaluated as well, or write PGDReconLoss",
             )
         return

@@ -57,10 +57,16 @@ def write_document(document: Mapping[str, object]) -> str:
     yaml.default_flow_style = False
     yaml.allow_unicode = True
     yaml.width = 4096
+    yaml.representer.ignore_aliases = _write_out
     yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue] (typed as None)
     out = StringIO()
     yaml.dump(dict(document), out)
     return out.getvalue()
+
+
+def _write_out(_value: object) -> bool:
+    """A dump repeats equal blocks instead of pointing at the first."""
+    return True
 
 
 def _named(path: Path) -> str:
@@ -102,16 +108,23 @@ def _load(text: str, origin: str) -> object:
     except RecursionError:
         raise refusal(origin, "is nested too deeply", "write a run file of a few levels") from None
     except ReaderError as error:
-        said = f"holds the unprintable character {error.character!r}, so it is not YAML text"
+        said = f"holds the unprintable character {_code_point(error.character)}, so it is not YAML text"
         raise refusal(origin, said, "give the path of a run file") from None
     except DuplicateKeyError as error:
-        said, way_out = f"a key occurs twice{_where(error)}: {_first_line(error)}", "remove one of the two"
+        said, way_out = (
+            f"a key occurs twice{_where(error)}: {_first_line(error).partition(' with value')[0]}",
+            "remove one of the two",
+        )
         raise refusal(origin, said, way_out) from None
     except MarkedYAMLError as error:
         raise refusal(origin, f"is not valid YAML{_where(error)}: {_first_line(error)}", way_out) from None
     except (YAMLError, ValueError, TypeError, AssertionError, AttributeError, KeyError, IndexError) as error:
         # The parser raises these bare on some malformed numbers, dates and tags.
         raise refusal(origin, f"is not valid YAML ({show(str(error))})", way_out) from None
+
+
+def _code_point(character: object) -> str:
+    return f"U+{ord(character) if isinstance(character, str) else character:04X}"
 
 
 def _where(error: MarkedYAMLError) -> str:
@@ -121,7 +134,8 @@ def _where(error: MarkedYAMLError) -> str:
 
 def _first_line(error: MarkedYAMLError) -> str:
     lines = str(error.problem or error.context or "unreadable").strip().splitlines()
-    return " ".join(lines[0].replace(". ", ", ").rstrip(".").split())
+    line = " ".join(lines[0].replace(". ", ", ").rstrip(".").split())
+    return line[:200] if line.isprintable() else ascii(line[:200])
 
 
 class _Copy:
@@ -140,7 +154,7 @@ class _Copy:
                 raise refusal(
                     key or plain(self.origin) or "run file",
                     f"a key must be a word, got {show(name)}",
-                    f"quote it, e.g. {show(str(name))}",
+                    "write a word, or put it in quotes",
                 )
             copied[name] = self.value(value, f"{key}.{plain(name)}" if key else plain(name), above)
         return copied
@@ -171,9 +185,7 @@ class _Copy:
     def _count(self, key: str) -> None:
         self.n_values += 1
         if self.n_values > _MAX_VALUES:
-            raise refusal(
-                _short(key), f"aliases expand to more than {_MAX_VALUES} values", "write the values out"
-            )
+            raise refusal(_short(key), f"aliases expand to more than {_MAX_VALUES} values", "write the values out")
 
 
 def _short(key: str) -> str:

@@ -71,7 +71,7 @@ class LayerwiseCI(Block):
             raise problem(
                 "hidden_dims",
                 f"fn_type {self.fn_type} needs at least one hidden layer, got []",
-                "write e.g. hidden_dims: [16]",
+                "write for example hidden_dims: [16]",
             )
         return self
 

@@ -283,18 +283,14 @@ class SmoothL0ImportanceMinimalityLoss(Term):
         return self
 
 
-def _check_annealing(
-    final_key: str, final: float | None, start: tuple[str, float], end: tuple[str, float]
-) -> None:
+def _check_annealing(final_key: str, final: float | None, start: tuple[str, float], end: tuple[str, float]) -> None:
     """Refuse annealing that has no effect or goes backwards; keys come with their values."""
     start_key, start_frac = start
     end_key, end_frac = end
     if final is None:
         for key, value in (start, end):
             if value != 1.0:
-                raise problem(
-                    key, f"{value:g} has no effect without {final_key}", f"write {final_key}, or {key}: 1.0"
-                )
+                raise problem(key, f"{value:g} has no effect without {final_key}", f"write {final_key}, or {key}: 1.0")
     elif start_frac >= 1:
         raise problem(
             final_key,

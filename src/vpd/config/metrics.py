@@ -9,9 +9,7 @@ from vpd.config.losses import Loss, Term
 from vpd.config.values import Count, Fraction, Glob, Identifier, Text, Words, is_block
 
 Globs = Annotated[tuple[Glob, ...], Words("a list of site globs", ["linear1"])]
-NonEmptyGlobs = Annotated[
-    tuple[Glob, ...], Field(min_length=1), Words("a non-empty list of site globs", ["*"])
-]
+NonEmptyGlobs = Annotated[tuple[Glob, ...], Field(min_length=1), Words("a non-empty list of site globs", ["*"])]
 
 
 class Metric(Block):
@@ -40,9 +38,9 @@ class CI_L0(Metric):
 
     type: Literal["CI_L0"]
     """Selects this metric."""
-    groups: Annotated[
-        dict[Identifier, NonEmptyGlobs] | None, Words("a block of name: [globs]", {"total": ["*"]})
-    ] = None
+    groups: Annotated[dict[Identifier, NonEmptyGlobs] | None, Words("a block of name: [globs]", {"total": ["*"]})] = (
+        None
+    )
     """Named groups of site globs, each reported as one sum."""
     ci_alive_threshold: Fraction = 0.0
     """An importance above it counts."""
@@ -95,9 +93,7 @@ class AttnPatterns(Metric):
     @model_validator(mode="after")
     def _one_way_to_find_attention(self) -> Self:
         separate = (self.q_proj_path is not None, self.k_proj_path is not None)
-        if (self.c_attn_path is None and all(separate)) or (
-            self.c_attn_path is not None and not any(separate)
-        ):
+        if (self.c_attn_path is None and all(separate)) or (self.c_attn_path is not None and not any(separate)):
             return self
         raise problem(
             "q_proj_path",
@@ -166,7 +162,7 @@ class IdentityCIError(Metric):
             raise problem(
                 "identity_ci",
                 "IdentityCIError without identity_ci and dense_ci has nothing to compare with",
-                "write e.g. identity_ci: [{layer_pattern: linear1, n_features: 5}], or remove the metric",
+                "write for example identity_ci: [{layer_pattern: linear1, n_features: 5}], or remove the metric",
             )
         return self
 

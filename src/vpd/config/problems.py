@@ -78,7 +78,7 @@ def _unknown_key(error: ErrorDetails, place: Place, root: type[Block]) -> str:
     name = str(error["loc"][-1])
     owner = place.blocks[0] if place.blocks else root
     close = nearest(name, owner.model_fields)
-    there = elsewhere(name, root) if close is None or place.key == name else None
+    there = elsewhere(name, error["input"], root) if close is None or place.key == name else None
     if there is not None:
         return sentence(place.key, "unknown key here", f"its place is {there}")
     if close is not None:
@@ -100,8 +100,6 @@ def _unknown_tag(place: Place, discriminator: str) -> str:
         return sentence(key, f"expected a text, got {show(written)}", f"write one of {listed(tags)}")
     if written in METRIC_TYPES and LOSS_TYPES.issuperset(tags):
         return sentence(key, f"{written} is a metric, which can't be trained on", "move it to eval.metrics")
-    if written == "nsc" or written == "repeat_across_batch":
-        return sentence(key, f"{written} does not fit here", f"write one of {listed(tags)}")
     return sentence(key, f"there is no {discriminator} {show(written)}", choose(written, tags))
 
 
@@ -109,9 +107,7 @@ def _missing_tag(place: Place, discriminator: str) -> str:
     assert is_block(place.value)
     if place.key in _HINTS:
         keys = listed(place.value) or "no keys"
-        return sentence(
-            place.key, f"can't tell what kind of {place.key} this is from {keys}", _HINTS[place.key]
-        )
+        return sentence(place.key, f"can't tell what kind of {place.key} this is from {keys}", _HINTS[place.key])
     tags = [tag for block in place.blocks for tag in tags_of(block)]
     misspelt = nearest(discriminator, [str(key) for key in place.value])
     said = "required and missing" + (f" (there is a key {plain(misspelt)})" if misspelt else "")
@@ -126,17 +122,18 @@ def _wrong_value(error: ErrorDetails, place: Place, context: _Context) -> str:
         if len(choices) == 1:
             said = f"expected {choices[0]}, got {show(value)}"
             return sentence(place.key, said, f"write {place.leaf}: {choices[0]}")
+        if place.leaf == "mask_scope" and value in ("nsc", "repeat_across_batch"):
+            said = f"{value} needs n_sources, which a fresh adversary does not have"
+            return sentence(place.key, said, "write c for one source, or bc for one per batch element")
         said = f"expected one of {listed(choices)}, got {show(value)}"
         return sentence(place.key, said, choose(value, choices))
     words = words_of(field) if field is not None else ()
     expected = words[min(place.depth, len(words) - 1)].expected if words else "another kind of value"
-    if error["loc"] and error["loc"][-1] == "[key]":
-        expected = words[-2].expected if len(words) > 1 else expected
+    if len(words) > 1 and error["loc"][-1:] == ("[key]",):
+        expected = words[1].expected
     if error["type"] == "less_than_equal" and context.get("le") == MAX_INTEGER:
         expected = f"an integer <= {MAX_INTEGER}"
-    return sentence(
-        place.key, f"expected {expected}, got {show(value)}", _mended(place, value) or _write(place)
-    )
+    return sentence(place.key, f"expected {expected}, got {show(value)}", _mended(place, value) or _write(place))
 
 
 def _mended(place: Place, value: object) -> str | None:
@@ -151,12 +148,7 @@ def _mended(place: Place, value: object) -> str | None:
     if expected.startswith("an integer"):
         if isinstance(value, float) and value.is_integer() and 1 <= value <= MAX_INTEGER:
             return f"write {place.leaf}: {int(value)}"
-        if (
-            isinstance(value, str)
-            and value.isascii()
-            and value.isdigit()
-            and 1 <= int(value[:12]) <= MAX_INTEGER
-        ):
+        if isinstance(value, str) and value.isascii() and value.isdigit() and 1 <= int(value[:12]) <= MAX_INTEGER:
             return f"write {place.leaf}: {int(value[:12])}"
     return None
 
@@ -167,7 +159,7 @@ def _write(place: Place) -> str:
         return "write a value"
     example = _example(place)
     if example is not None:
-        return f"write e.g. {place.leaf}: {flow(example)}"
+        return f"write for example {place.leaf}: {flow(example)}"
     if place.blocks:
         return f"write a block with {_keys_to_write(place)}"
     choices = choices_in(place.field.annotation)

@@ -18,9 +18,7 @@ from vpd.config.values import is_block, is_list
 from vpd.errors import ConfigError
 
 Parsed = TypeVar("Parsed", bound=Block)
-_CONVERT = (
-    "it needs `vpd config convert`, which this version does not have, so write it in the current vocabulary"
-)
+_CONVERT = "it needs `vpd config convert`, which this version does not have, so write it in the current vocabulary"
 _FLAT = (
     "module_info",
     "identity_module_info",
@@ -124,9 +122,7 @@ def _find_nested(value: object, key: str) -> str | None:
     """The first dotted key that only the knots vocabulary has."""
     if is_block(value):
         children = [
-            (f"{key}.{name}" if key else name, name, child)
-            for name, child in value.items()
-            if name != "groups"
+            (f"{key}.{name}" if key else name, name, child) for name, child in value.items() if name != "groups"
         ]
     elif is_list(value):
         children = [(f"{key}[{i}]", "", child) for i, child in enumerate(value)]

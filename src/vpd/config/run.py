@@ -41,9 +41,7 @@ Sites = Annotated[
     Words("a non-empty list of blocks", [{"module_pattern": "linear1", "C": 20}]),
 ]
 TiedPair = Annotated[tuple[Glob, Glob], Words("a pair of site names", ["linear1", "linear2"])]
-TiedWeights = Annotated[
-    tuple[TiedPair, ...], Words("a list of pairs of site names", [["linear1", "linear2"]])
-]
+TiedWeights = Annotated[tuple[TiedPair, ...], Words("a list of pairs of site names", [["linear1", "linear2"]])]
 Losses = Annotated[
     tuple[AnyLoss, ...],
     Field(min_length=1),
@@ -61,9 +59,9 @@ class PD(Block):
     """Random masks per stochastic term and step."""
     sampling: Literal["continuous", "binomial"] = "continuous"
     """Distribution of stochastic sources; binomial also puts noise on the importances that feed masks."""
-    sigmoid_type: Literal[
-        "normal", "hard", "leaky_hard", "lower_leaky_hard", "upper_leaky_hard", "swish_hard"
-    ] = "leaky_hard"
+    sigmoid_type: Literal["normal", "hard", "leaky_hard", "lower_leaky_hard", "upper_leaky_hard", "swish_hard"] = (
+        "leaky_hard"
+    )
     """Squashing of causal importances; leaky_hard is the lower- and upper-leaky pair."""
     use_delta_component: Flag = True
     """Whether the weight delta is a channel of its own."""
@@ -171,7 +169,7 @@ class Cadence(Block):
             raise problem(
                 "keep_last_n_checkpoints",
                 f"{self.keep_last_n_checkpoints} has no effect without save_every",
-                "write e.g. save_every: 1000, or keep_last_n_checkpoints: null",
+                "write for example save_every: 1000, or keep_last_n_checkpoints: null",
             )
         return self
 
@@ -198,14 +196,12 @@ class Eval(Block):
             raise problem(
                 "slow_every",
                 f"must be a multiple of every {self.every}, got {self.slow_every}",
-                f"write e.g. slow_every: {self.every * max(1, round(self.slow_every / self.every))}",
+                f"write for example slow_every: {self.every * max(1, round(self.slow_every / self.every))}",
             )
         return self
 
     @field_serializer("metrics", mode="wrap")
-    def _without_coefficients(
-        self, metrics: object, dump: SerializerFunctionWrapHandler
-    ) -> list[dict[str, object]]:
+    def _without_coefficients(self, metrics: object, dump: SerializerFunctionWrapHandler) -> list[dict[str, object]]:
         entries: list[dict[str, object]] = dump(metrics)
         return [{key: value for key, value in entry.items() if key != "coeff"} for entry in entries]
 
@@ -239,7 +235,11 @@ class ResumeProvenance(Block):
     """Step it was taken from."""
 
 
-PrintableText = Annotated[Text, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$")]
+PrintableText = Annotated[
+    Text,
+    Field(pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"),
+    Words("a non-empty text on one line", "my-run"),
+]
 
 
 class RunConfig(Block):

@@ -50,9 +50,7 @@ def match_sites(
     for i, item in enumerate(decomposition_targets):
         found = matches(item.module_pattern, site_names)
         if not found:
-            raise unmatched(
-                f"{key}[{i}].module_pattern", item.module_pattern, site_names, "site of the target"
-            )
+            raise unmatched(f"{key}[{i}].module_pattern", item.module_pattern, site_names, "site of the target")
         for site in found:
             if site in matched:
                 raise refusal(

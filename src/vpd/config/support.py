@@ -120,10 +120,14 @@ def check_supported(config: RunConfig) -> None:
     for gap in GAPS:
         for key, value in _values_at(gap.key, document):
             if gap.refuses(value):
-                raise refusal(key, f"{gap.what} ({show(value)}) is not built in this version", gap.instead)
+                raise refusal(key, f"{gap.what}{_shown(value)} is not built in this version", gap.instead)
     if config.runtime.dp is not None and config.runtime.dp > 1:
         said = f"data parallelism over {config.runtime.dp} devices is not built in this version"
         raise refusal("runtime.dp", said, "write dp: null")
+
+
+def _shown(value: object) -> str:
+    return "" if is_block(value) or is_list(value) else f" ({show(value)})"
 
 
 def _check_target(config: RunConfig) -> None:

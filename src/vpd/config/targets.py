@@ -9,6 +9,12 @@ from vpd.config.block import Block, problem
 from vpd.config.values import Count, CountOrZero, Flag, Fraction, NonNegative, Seed, Text, Words, is_block
 
 TargetKind = Literal["lm", "tms", "resid_mlp", "induction"]
+TARGET_NAMES: dict[TargetKind, str] = {
+    "lm": "language-model",
+    "tms": "TMS",
+    "resid_mlp": "ResidMLP",
+    "induction": "induction",
+}
 
 
 class Pretrain(Block):
@@ -193,9 +199,7 @@ class TokenData(Block):
 
     dataset_name: Text
     """Name of the data set, or a local directory."""
-    data_files: (
-        Annotated[Text | tuple[Text, ...], Words("a file pattern or a list of them", "*.parquet")] | None
-    ) = None
+    data_files: Annotated[Text | tuple[Text, ...], Words("a file pattern or a list of them", "*.parquet")] | None = None
     """Files of the data set to use."""
     revision: Text | None = None
     """Revision of the data set."""

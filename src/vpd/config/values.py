@@ -46,18 +46,14 @@ MeshSize = Annotated[
 ]
 Seed = Annotated[int, Strict(), Field(ge=0, le=2**32 - 1), Words("an integer from 0 to 4294967295", 0)]
 Positive = Annotated[float, *_FLOAT, Field(gt=0, allow_inf_nan=False), Words("a finite number > 0", 0.001)]
-NonNegative = Annotated[
-    float, *_FLOAT, Field(ge=0, allow_inf_nan=False), Words("a finite number >= 0", 0.001)
-]
+NonNegative = Annotated[float, *_FLOAT, Field(ge=0, allow_inf_nan=False), Words("a finite number >= 0", 0.001)]
 Fraction = Annotated[float, *_FLOAT, Field(ge=0, le=1, allow_inf_nan=False), Words("a number in [0, 1]", 0.5)]
-HalfOpenFraction = Annotated[
-    float, *_FLOAT, Field(ge=0, lt=1, allow_inf_nan=False), Words("a number in [0, 1)", 0.5)
-]
+HalfOpenFraction = Annotated[float, *_FLOAT, Field(ge=0, lt=1, allow_inf_nan=False), Words("a number in [0, 1)", 0.5)]
 Text = Annotated[str, Strict(), Field(min_length=1, max_length=4096), Words("a non-empty text", "some-name")]
 Identifier = Annotated[
     str,
     Strict(),
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+=-]*$", max_length=128),
-    Words("a name of letters, digits and any of _ . + = - that starts with a letter or digit", "first"),
+    Words("a name of letters, digits and any of _.+=- that starts with a letter or digit", "first"),
 ]
 Glob = Annotated[str, Strict(), Field(min_length=1, max_length=1024), Words("a site name or glob", "linear1")]

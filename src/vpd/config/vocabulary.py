@@ -1,6 +1,6 @@
 """Walks the models: the keys a place of a run file takes, their words, and the tags that select a block."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeGuard, get_args, get_origin
 
@@ -45,8 +45,7 @@ def choices_in(annotation: object) -> tuple[str, ...]:
 
 def words_of(field: FieldInfo) -> tuple[Words, ...]:
     """What describes a field, then its items, then theirs."""
-    outer = [word for word in field.metadata if isinstance(word, Words)]
-    return (*outer, *_words_in(field.annotation))
+    return (*_last_words(field.metadata), *_words_in(field.annotation))
 
 
 def tags_of(block: type[Block]) -> tuple[str, ...]:
@@ -81,26 +80,22 @@ def _step(place: Place, part: int | str) -> Place:
     key = f"{place.key}.{plain(part)}" if place.key else plain(part)
     value = place.value[part] if is_block(place.value) and present else None
     if field is None:
-        # A name in a free block (a group), or an unknown key, whose owner stays known.
-        return Place(key, part, place.blocks, place.field, value, place.depth)
+        # A name in a free block, whose words follow those of the block and of its names; or an unknown key.
+        return Place(key, place.leaf, place.blocks, place.field, value, place.depth + 2)
     return Place(key, part, blocks_in(field.annotation), field, value, 0)
 
 
-def walk(block: type[Block], prefix: str = "") -> Iterator[tuple[str, type[Block], str, FieldInfo]]:
-    """Every field below a block: dotted key, owner, name, field; each union member once."""
-    for name, field in block.model_fields.items():
-        key = f"{prefix}{name}"
-        yield key, block, name, field
+def elsewhere(name: str, value: object, root: type[Block], prefix: str = "") -> str | None:
+    """The dotted key of the same name that could hold the value, in a block that is always there."""
+    for own, field in root.model_fields.items():
         inner = blocks_in(field.annotation)
-        marker = "[]" if _is_list_of_blocks(field) else ""
-        for child in inner:
-            yield from walk(child, f"{key}{marker}.")
-
-
-def elsewhere(name: str, root: type[Block]) -> str | None:
-    """The shortest dotted key outside lists whose last word is `name`."""
-    keys = [key for key, _, own, _ in walk(root) if own == name and "[]" not in key and "." in key]
-    return min(keys, key=len) if keys else None
+        if own == name and prefix and is_block(value) == bool(inner):
+            return prefix + own
+        if len(inner) == 1 and not _is_list(field):
+            found = elsewhere(name, value, inner[0], f"{prefix}{own}.")
+            if found is not None:
+                return found
+    return None
 
 
 def flow(value: object) -> str:
@@ -115,9 +110,7 @@ def flow(value: object) -> str:
         return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
     if is_list(value):
         return "[" + ", ".join(flow(item) for item in value) + "]"
-    return (
-        f"'{value}'" if isinstance(value, str) and value[:1] in ("*", "&", "!", "[", "{", "") else str(value)
-    )
+    return f"'{value}'" if isinstance(value, str) and value[:1] in ("*", "&", "!", "[", "{", "") else str(value)
 
 
 def required_keys(block: type[Block]) -> Mapping[str, FieldInfo]:
@@ -125,13 +118,18 @@ def required_keys(block: type[Block]) -> Mapping[str, FieldInfo]:
     return {name: field for name, field in block.model_fields.items() if field.is_required()}
 
 
-def _is_list_of_blocks(field: FieldInfo) -> bool:
-    return "tuple" in str(field.annotation)
+def _is_list(field: FieldInfo) -> bool:
+    return any(get_origin(part) is tuple for part in (field.annotation, *get_args(field.annotation)))
 
 
 def _words_in(annotation: object) -> tuple[Words, ...]:
-    own = tuple(word for word in getattr(annotation, "__metadata__", ()) if isinstance(word, Words))
+    own = _last_words(getattr(annotation, "__metadata__", ()))
     return (*own, *(word for part in _parts(annotation) for word in _words_in(part)))
+
+
+def _last_words(metadata: Iterable[object]) -> tuple[Words, ...]:
+    """An alias may be narrowed by later words, which then hold."""
+    return tuple(word for word in metadata if isinstance(word, Words))[-1:]
 
 
 def _parts(annotation: object) -> tuple[object, ...]:

@@ -25,7 +25,9 @@ PIXELS_PER_INCH = 200  # two pixels per point of a 900-wide report column: sharp
 
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
 PURPLE, SKY, ORANGE, GREY = "#B5558F", "#56B4E9", "#E69F00", "#767676"
-_LOOKS = tuple(itertools.product(("-", "--", ":"), (BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE)))
+_COLOURS, _DASHES = (BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE), ("-", "--", ":")
+# Neighbours differ in dashes too, so that of two equal curves both are seen.
+_LOOKS = tuple((_DASHES[(i + i // 6) % 3], _COLOURS[i % 6]) for i in range(18))
 _STYLE = mpl.rc_context(
     {
         "font.size": 10,
@@ -146,13 +148,11 @@ def direction_plot(panels: Mapping[str, tuple[Points, Points]]) -> Figure:
     reach = 1.25 * max((float(np.abs(a).max()) for s in sites for a in panels[s] if a.size), default=1.0)
     for ax, site in zip(axes, sites, strict=True):
         target, learned = panels[site]
-        _rays(ax, target, SKY, width=7, marker="o", size=11)
-        _rays(ax, learned, VERMILLION, width=1.8, marker="X", size=8)
+        _rays(ax, target, SKY, width=7.0, marker="o", size=11.0)
+        _rays(ax, learned, VERMILLION, width=1.8, marker="X", size=8.0)
         for j, (x, y) in enumerate(target):
             scale = 14 / (math.hypot(x, y) or 1.0)
-            ax.annotate(
-                str(j), (x, y), (scale * x, scale * y), textcoords="offset points", ha="center", va="center"
-            )
+            ax.annotate(str(j), (x, y), (scale * x, scale * y), textcoords="offset points", ha="center", va="center")
         ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
         ax.set(xlabel="hidden unit 0 (weight)", ylabel="hidden unit 1 (weight)")
         ax.set_title(f"{site}: {len(target)} features, {len(learned)} live")
@@ -175,7 +175,7 @@ def permuted_ci_plot(ci: Mapping[str, Matrix], order: Order, live_threshold: flo
     for ax, site in zip(axes, sites, strict=True):
         n_features, n = ci[site].shape
         columns = _columns(n, site, order, live)
-        images.append(_heat(ax, ci[site][:, columns], np.arange(n_features), columns, "magma_r", 0, 1))
+        images.append(_heat(ax, ci[site][:, columns], np.arange(n_features), columns, "magma_r", 0.0, 1.0))
         _mark_live(ax, live[site][columns])
         _label_columns(ax, len(columns), n)
         ax.set_ylabel("the one active feature")
@@ -195,8 +195,8 @@ def ci_histogram(counts: Mapping[str, Num[np.ndarray, " _bins"]], edges: Edges) 
         # A count of 1 must show on a log axis, so bars stand on 0.5; empty bins stay below it.
         ax.stairs(np.maximum(counts[site], 0.5), edges, baseline=0.5, fill=True, color=BLUE)
         ax.set(yscale="log", ylim=(0.5, top), xlim=(edges[0], edges[-1]), title=site)
-        ax.set(xlabel="lower CI", ylabel="count (log)")
-    return _titled(figure, "ci_histogram", sites, counts, " (over positions and subcomponents)")
+        ax.set(xlabel="lower CI of a subcomponent at a position", ylabel="count (log)")
+    return _titled(figure, "ci_histogram", sites, counts)
 
 
 @_STYLE

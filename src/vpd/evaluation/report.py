@@ -19,6 +19,7 @@ from vpd.errors import RunError
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Record: TypeAlias = dict[str, Json]
 
+ALL_SITES = "all sites"
 MAX_PIVOT_SITES = 4  # more columns would not fit the page
 
 
@@ -156,13 +157,9 @@ def _headline(status: str, verdict: Sequence[_Cell]) -> _Headline:
         return _Headline(f"{status.capitalize()}: {nothing}", "")
     of = f"{failed} of {len(judged)} measures {'fails' if failed == 1 else 'fail'}"
     if status != "finished":
-        lead = {"running": "Still running", "stopped": "Stopped before the end"}.get(
-            status, status.capitalize()
-        )
+        lead = {"running": "Still running", "stopped": "Stopped before the end"}.get(status, status.capitalize())
         return _Headline(f"{lead}: {of if failed else 'every measure holds'} so far", "")
-    return (
-        _Headline(f"Not solved: {of}", "bad") if failed else _Headline("Solved: every measure holds", "good")
-    )
+    return _Headline(f"Not solved: {of}", "bad") if failed else _Headline("Solved: every measure holds", "good")
 
 
 def _latest_verdict(evals: Sequence[Record]) -> tuple[int | None, list[_Cell]]:
@@ -177,7 +174,7 @@ def _cell(row: Record) -> _Cell:
     ok = row.get("ok")
     return _Cell(
         measure=_text(row.get("measure")),
-        site=_text(row.get("site") or "all sites"),
+        site=_text(row.get("site") or ALL_SITES),
         value=_text(row.get("value")),
         expected=_text(row.get("expected")) if row.get("expected") is not None else "",
         ok=ok if isinstance(ok, bool) else None,
@@ -186,7 +183,7 @@ def _cell(row: Record) -> _Cell:
 
 def _pivot(verdict: Sequence[_Cell]) -> _Pivot | None:
     """Measures by sites, or None where that is too wide for a page or names a cell twice."""
-    sites = list(dict.fromkeys(cell.site for cell in verdict))
+    sites = sorted(dict.fromkeys(cell.site for cell in verdict), key=lambda site: site != ALL_SITES)
     cells = {(cell.measure, cell.site): cell for cell in verdict}
     if not verdict or len(sites) > MAX_PIVOT_SITES or len(cells) < len(verdict):
         return None
@@ -221,13 +218,9 @@ def _figures(run_dir: Path) -> tuple[int | None, list[_Picture]]:
 
 def _picture(stem: str, png: bytes, words: Json) -> _Picture:
     said = words if isinstance(words, dict) else {}
-    width = (
-        int.from_bytes(png[16:20], "big") // 2
-    )  # of the PNG header; figures have two pixels per point of a page
+    width = int.from_bytes(png[16:20], "big") // 2  # of the PNG header; figures have two pixels per point of a page
     title = _text(said.get("title") or stem.replace("_", " "))
-    return _Picture(
-        stem, title, _text(said.get("caption") or ""), base64.b64encode(png).decode("ascii"), width
-    )
+    return _Picture(stem, title, _text(said.get("caption") or ""), base64.b64encode(png).decode("ascii"), width)
 
 
 def _curves(records: Records, drawn: Sequence[_Picture]) -> list[_Picture]:
@@ -254,10 +247,7 @@ def _steps(records: Sequence[Record]) -> Float[np.ndarray, " _n"]:
 def _series(records: Sequence[Record], prefix: str) -> dict[str, Float[np.ndarray, " _n"]]:
     """One array a name after the prefix, NaN where a record lacks it."""
     names = dict.fromkeys(name for record in records for name in record if name.startswith(prefix))
-    return {
-        name.removeprefix(prefix): np.array([_number(record.get(name)) for record in records])
-        for name in names
-    }
+    return {name.removeprefix(prefix): np.array([_number(record.get(name)) for record in records]) for name in names}
 
 
 def _metrics(record: Record) -> Record:
@@ -273,7 +263,7 @@ def _facts(run: Record, train: Sequence[Record]) -> list[tuple[str, str]]:
     for key in keys:
         value = run[key]
         if key.startswith("seconds") and isinstance(value, int | float):
-            facts.append((key.replace("seconds", "duration", 1).replace("_", " "), _duration(value)))
+            facts.append((key.replace("seconds", "duration", 1).replace("_", " "), _duration(float(value))))
         elif key not in ("run_id", "status"):  # the headline has them
             facts.append((key.replace("_", " "), _text(value)))
     if "seconds" not in run and train and not math.isnan(time := _number(train[-1].get("time"))):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
 from vpd.decomposition import Components, ComponentSet, Site, site_inner
+from vpd.importance.gates import gates
 
 LayerwiseType = Literal["mlp", "vector_mlp", "shared_mlp"]
 SiteInputs = Mapping[str, Shaped[Array, "..."]]
@@ -67,7 +68,15 @@ def _stacked(layer: Affine, x: Float[Array, "*leading C h_in"]) -> Float[Array, 
 
 def _gates(mlp: SiteMLP, inner: Float[Array, "*leading C"]) -> Float[Array, "*leading C"]:
     """One tiny MLP per subcomponent on its scalar component activation (the SPD gate)."""
-    h = erf_gelu(inner[..., None] * mlp.hidden[0].W[:, 0, :] + mlp.hidden[0].b)
+    first = mlp.hidden[0]
+    if len(mlp.hidden) == 1:
+        return gates(inner, first.W[:, 0, :], first.b, mlp.out.W[:, :, 0]) + mlp.out.b[:, 0]
+    h = erf_gelu(inner[..., None] * first.W[:, 0, :] + first.b)
+    return _after_first(mlp, h)
+
+
+def _after_first(mlp: SiteMLP, h: Float[Array, "*leading C hidden"]) -> Float[Array, "*leading C"]:
+    """The layers after the first of a stack of networks."""
     for layer in mlp.hidden[1:]:
         h = erf_gelu(_stacked(layer, h))
     return jnp.einsum("...ch,ch->...c", h, mlp.out.W[:, :, 0]) + mlp.out.b[:, 0]
@@ -76,9 +85,7 @@ def _gates(mlp: SiteMLP, inner: Float[Array, "*leading C"]) -> Float[Array, "*le
 def _vector(mlp: SiteMLP, x: Float[Array, "*leading d_in"]) -> Float[Array, "*leading C"]:
     """One MLP per subcomponent on the whole site input."""
     h = erf_gelu(jnp.einsum("...i,cih->...ch", x, mlp.hidden[0].W) + mlp.hidden[0].b)
-    for layer in mlp.hidden[1:]:
-        h = erf_gelu(_stacked(layer, h))
-    return jnp.einsum("...ch,ch->...c", h, mlp.out.W[:, :, 0]) + mlp.out.b[:, 0]
+    return _after_first(mlp, h)
 
 
 def _shared(mlp: SiteMLP, x: Float[Array, "*leading d_in"]) -> Float[Array, "*leading C"]:

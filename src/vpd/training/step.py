@@ -195,7 +195,7 @@ def last_ascents(
     return moved
 
 
-Draw = Callable[[Int[Array, ""]], Shaped[Array, "..."]]
+Draw = Callable[[Int[Array, ""], Int[Array, ""]], Shaped[Array, "..."]]
 
 
 def run_steps(
@@ -216,7 +216,7 @@ def run_steps(
         state: before the first of these steps.
         n: how many, at least 1.
         seed: of the run.
-        draw: the batch of a step, for data that is made on the device.
+        draw: the batch of (seed, step), for data that is made on the device.
 
     Returns:
         The state after the last step and that step's scalars.
@@ -224,7 +224,7 @@ def run_steps(
     Carry = tuple[Int[Array, ""], TrainState, Logs]
 
     def one(state: TrainState) -> tuple[TrainState, Logs]:
-        return train_step(problem, target, state, draw(state.training.step), seed)
+        return train_step(problem, target, state, draw(seed, state.training.step), seed)
 
     def body(carry: Carry) -> Carry:
         done, state, _ = carry

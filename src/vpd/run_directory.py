@@ -1,0 +1,162 @@
+"""The run directory: the interface between writing and reading. Everything in it appears whole or not at all."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpd.errors import RunError
+
+SCHEMA_VERSION = 1
+
+Facts = dict[str, object]
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write beside the file, flush to disk, rename: a reader meets the old content or the new."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths and small files of one run; checkpoints, figures and the report have writers of their own."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The pinned run file, a full dump."""
+        return self.path / "config.yaml"
+
+    @property
+    def facts(self) -> Path:
+        """``run.json``: schema version, package versions, devices, status."""
+        return self.path / "run.json"
+
+    @property
+    def target(self) -> Path:
+        """Weights of a target that was trained in-process."""
+        return self.path / "target.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        """``metrics.jsonl``: one record a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """``checkpoints/<step>/{decomposition,training}``."""
+        return self.path / "checkpoints"
+
+    def read_facts(self) -> Facts:
+        """What ``run.json`` says.
+
+        Raises:
+            RunError: where this is no run directory.
+        """
+        if not self.path.is_dir():
+            raise RunError(f"there is no run directory {self.path}; give the folder that `vpd train` printed")
+        try:
+            facts = json.loads(self.facts.read_bytes())
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.path} is no run directory (its run.json can't be read: {type(error).__name__}); "
+                "give the folder that `vpd train` printed"
+            ) from None
+        if not isinstance(facts, dict) or facts.get("schema_version") != SCHEMA_VERSION:
+            raise RunError(
+                f"{self.facts} has another schema version than {SCHEMA_VERSION}; open it with the version that wrote it"
+            )
+        return facts
+
+    def update_facts(self, **changes: object) -> None:
+        """Replace some of the facts."""
+        self._write_facts(self.read_facts() | changes)
+
+    def _write_facts(self, facts: Mapping[str, object]) -> None:
+        write_atomically(self.facts, json.dumps(dict(facts), indent=2) + "\n")
+
+    def keep_records(self, keep: Callable[[Facts], bool]) -> None:
+        """Drop the records for which ``keep`` is false, and a last line that was cut short."""
+        if not self.metrics.exists():
+            return
+        lines = self.metrics.read_bytes().split(b"\n")[:-1]
+        kept = b"".join(line + b"\n" for line in lines if keep(json.loads(line)))
+        write_atomically(self.metrics, kept)
+
+    def append_record(self, record: Mapping[str, object]) -> None:
+        """Add one record as one line in one write."""
+        line = (json.dumps(finite(record)) + "\n").encode()
+        descriptor = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run: a second process that trains it is refused.
+
+        Raises:
+            RunError: where another process holds it.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(
+                    f"another process is training {self.path}; wait for it, or give this run another run_id"
+                ) from None
+            yield
+
+
+def create_run_directory(path: Path, config: str, facts: Mapping[str, object], target: bytes | None) -> RunDirectory:
+    """Make a run directory with its pinned configuration and facts, in one rename.
+
+    Args:
+        path: where; must not exist.
+        config: the pinned run file.
+        facts: content of ``run.json``.
+        target: content of ``target.safetensors``, if any.
+
+    Raises:
+        RunError: where the folder can't be written.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        draft = RunDirectory(unfinished)
+        write_atomically(draft.config, config)
+        draft._write_facts({"schema_version": SCHEMA_VERSION, **facts})
+        if target is not None:
+            write_atomically(draft.target, target)
+        os.rename(unfinished, path)
+    except OSError as error:
+        raise RunError(f"can't write the run directory {path} ({error.strerror}); choose another out_dir") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return RunDirectory(path)
+
+
+def finite(value: object) -> object:
+    """The same structure with NaN and infinities as null, which JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        return None
+    return value

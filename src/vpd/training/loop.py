@@ -1,0 +1,137 @@
+"""The loop around the step: dispatches between events, and callbacks at them."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from vpd.errors import NonFiniteError
+from vpd.training.state import TrainState
+from vpd.training.step import Logs
+
+Program = Callable[[TrainState, Int[Array, ""]], tuple[TrainState, Logs]]
+
+DISPATCH_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Events:
+    """When things happen. A record at t is of the step from t to t + 1; saves and evaluations at t follow t updates."""
+
+    steps: int
+    log_every: int
+    dense_every: int | None = None
+    dense_until: int = 0
+    save_every: int | None = None
+    eval_every: int | None = None
+
+    def logs(self, t: int) -> bool:
+        """Whether the step from t to t + 1 is recorded; the last one always is."""
+        dense = self.dense_every is not None and t < self.dense_until and t % self.dense_every == 0
+        return dense or t % self.log_every == 0 or t == self.steps - 1
+
+    def saves(self, t: int) -> bool:
+        """Whether the state after t updates is saved; the last one always is."""
+        return t == self.steps or (self.save_every is not None and t > 0 and t % self.save_every == 0)
+
+    def evaluates(self, t: int) -> bool:
+        """Whether the state after t updates is evaluated: at 0, then every so many, then at the end."""
+        return self.eval_every is not None and (t == self.steps or t % self.eval_every == 0)
+
+    def stretch(self, t: int) -> int:
+        """Steps from t to the end of the next one that is recorded, or to the next save or evaluation."""
+        u = t
+        while not self.logs(u) and not self.saves(u + 1) and not self.evaluates(u + 1):
+            u += 1
+        return u + 1 - t
+
+
+@dataclass
+class Callbacks:
+    """What the loop calls; each gets the number of updates made."""
+
+    log: Callable[[int, dict[str, float]], None]
+    save: Callable[[TrainState], None]
+    evaluate: Callable[[TrainState], None]
+    progress: Callable[[int, dict[str, float]], None]
+    stopped: Callable[[], bool]
+
+
+def train(
+    program: Program,
+    state: TrainState,
+    events: Events,
+    callbacks: Callbacks,
+    steps_per_dispatch: int | Literal["auto"] = "auto",
+) -> tuple[TrainState, bool]:
+    """Run the steps that are left.
+
+    At one t, the order is save, then evaluate, so that a resumed run evaluates again what it may not have recorded.
+
+    Args:
+        program: up to n steps; donates the state it is given.
+        state: to start from; its step counter says where.
+        events: when to record, save, evaluate.
+        callbacks: what to do then.
+        steps_per_dispatch: at most so many steps a call of the program; ``auto`` aims at half a second a call.
+
+    Returns:
+        The last state, and whether all steps were made.
+
+    Raises:
+        NonFiniteError: a loss that is NaN or infinite, with its step and term.
+    """
+    t = int(state.training.step)
+    if events.evaluates(t):
+        callbacks.evaluate(state)
+    seconds_per_step: float | None = None
+    while t < events.steps:
+        if callbacks.stopped():
+            return state, False
+        n = min(events.stretch(t), _dispatch_limit(steps_per_dispatch, seconds_per_step))
+        start = time.perf_counter()
+        state, device_logs = program(state, jnp.asarray(n, jnp.int32))
+        logs = {name: float(value) for name, value in jax.device_get(device_logs).items()}
+        seconds_per_step = (time.perf_counter() - start) / n
+        done = int(state.training.step)
+        check_finite(done - 1, logs)
+        t = done
+        if events.logs(t - 1):
+            callbacks.log(t - 1, logs)
+        callbacks.progress(t, logs)
+        if events.saves(t):
+            callbacks.save(state)
+        if events.evaluates(t):
+            callbacks.evaluate(state)
+    return state, True
+
+
+def _dispatch_limit(steps_per_dispatch: int | Literal["auto"], seconds_per_step: float | None) -> int:
+    if steps_per_dispatch != "auto":
+        return steps_per_dispatch
+    # The first dispatch tells how long a step takes.
+    return 1 if seconds_per_step is None else max(1, math.floor(DISPATCH_SECONDS / max(seconds_per_step, 1e-6)))
+
+
+def check_finite(step: int, logs: dict[str, float]) -> None:
+    """Stop where the total is not finite, naming the terms that are to blame.
+
+    A term that is not active yet logs NaN and is not in the total.
+    """
+    if np.isfinite(logs["loss/total"]):
+        return
+    terms = [name.removeprefix("loss/") for name, value in logs.items() if _is_bad(name, value)]
+    raise NonFiniteError(
+        f"the loss is not finite at step {step} ({', '.join(terms) or 'the sum of all terms'}); "
+        "lower the learning rates or clip the gradient, and start again from the last checkpoint"
+    )
+
+
+def _is_bad(name: str, value: float) -> bool:
+    return name.startswith("loss/") and name != "loss/total" and not np.isfinite(value)
