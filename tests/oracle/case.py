@@ -41,9 +41,7 @@ class Case:
         wrong: list[str] = []
         for name in self.expected:
             want, have = self.arrays[name], np.asarray(got[name])
-            assert want.shape == have.shape, (
-                f"{self.name}: {name} has shape {have.shape}, expected {want.shape}"
-            )
+            assert want.shape == have.shape, f"{self.name}: {name} has shape {have.shape}, expected {want.shape}"
             rtol, atol = self._tolerance(name)
             want64, have64 = want.astype(np.float64), have.astype(np.float64)
             excess = np.abs(have64 - want64) - (atol + rtol * np.abs(want64))
@@ -68,9 +66,7 @@ def load(path: Path) -> Case:
     record = json.loads(path.read_text())
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
         values = {name: arrays[name] for name in arrays.files}
-    assert set(values) == set(record["inputs"]) | set(record["expected"]), (
-        f"{path} lists other arrays than it holds"
-    )
+    assert set(values) == set(record["inputs"]) | set(record["expected"]), f"{path} lists other arrays than it holds"
     return Case(
         record["case"],
         record["kind"],

@@ -61,9 +61,7 @@ def site_forward(case: Case) -> dict:
     routing = case["routing"] if "routing" in case.inputs else None
     bias = case["bias"] if "bias" in case.inputs else None
     names = [
-        n
-        for n in ("V", "U", "mask", "delta_mask", "x")
-        if n in case.inputs and not (n == "x" and kind == "embedding")
+        n for n in ("V", "U", "mask", "delta_mask", "x") if n in case.inputs and not (n == "x" and kind == "embedding")
     ]
 
     def forward(values: dict) -> jnp.ndarray:
@@ -111,9 +109,7 @@ def _affine(case: Case, prefix: str) -> Affine:
 
 def site_mlp(case: Case, prefix: str, hidden: int) -> SiteMLP:
     """The layers recorded below a prefix."""
-    return SiteMLP(
-        tuple(_affine(case, f"{prefix}/hidden{i}") for i in range(hidden)), _affine(case, f"{prefix}/out")
-    )
+    return SiteMLP(tuple(_affine(case, f"{prefix}/hidden{i}") for i in range(hidden)), _affine(case, f"{prefix}/out"))
 
 
 def flatten_mlp(mlp: SiteMLP, prefix: str) -> dict:
@@ -136,9 +132,7 @@ def ci_fn(case: Case) -> dict:
         fn = LayerwiseMLP(networks, c["fn_type"], lookups)
     floats = {s["name"]: case[f"x/{s['name']}"] for s in sites if s["name"] not in lookups}
     rows = {s: case[f"x/{s}"] for s in lookups}
-    V = {
-        s["name"]: case.arrays.get(f"V/{s['name']}", np.zeros((s["d_in"], s["C"]), np.float32)) for s in sites
-    }
+    V = {s["name"]: case.arrays.get(f"V/{s['name']}", np.zeros((s["d_in"], s["C"]), np.float32)) for s in sites}
 
     def forward(fn, floats: dict, V: dict) -> dict:
         owned = {s: Components(v, jnp.zeros((v.shape[1], 1))) for s, v in V.items()}
@@ -232,9 +226,7 @@ def pgd(case: Case) -> dict:
     clean, _ = clean_forward(target, case["x"])
 
     def scene(components: ComponentSet) -> Scene:
-        return Scene(
-            target, components, case["x"], clean, sites, tuple(c["leading"]), c["use_delta_component"]
-        )
+        return Scene(target, components, case["x"], clean, sites, tuple(c["leading"]), c["use_delta_component"])
 
     components = ComponentSet({s: Components(case[f"V/{s}"], case[f"U/{s}"]) for s in names})
     ci = {s: case[f"ci/{s}"] for s in names}
@@ -248,9 +240,7 @@ def pgd(case: Case) -> dict:
 
     def loss_at(components: ComponentSet, ci: dict, sources: dict) -> jnp.ndarray:
         fixed = FreshPGD(c["init"], c["step_size"], 0, attack.scope)
-        return forward_divergence(
-            ReconTerm("PGDReconLoss", 1.0, fixed), scene(components), ci, sources, routes
-        )
+        return forward_divergence(ReconTerm("PGDReconLoss", 1.0, fixed), scene(components), ci, sources, routes)
 
     loss, (g_components, g_ci) = jax.value_and_grad(loss_at, (0, 1))(components, ci, sources)
     got = {"clean_out": clean, "loss": loss}

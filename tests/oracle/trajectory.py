@@ -26,9 +26,7 @@ def _target(case: Case) -> TMS:
 
 
 def _state(case: Case, problem: Problem, hidden: int) -> TrainState:
-    components = ComponentSet(
-        {s.name: Components(case[f"V0/{s.name}"], case[f"U0/{s.name}"]) for s in problem.sites}
-    )
+    components = ComponentSet({s.name: Components(case[f"V0/{s.name}"], case[f"U0/{s.name}"]) for s in problem.sites})
     ci_fn = LayerwiseMLP({s.name: site_mlp(case, f"ci/{s.name}", hidden) for s in problem.sites}, "mlp")
     adversaries = {}
     for name, (_, spec) in persistent_terms(problem.terms).items():
@@ -37,9 +35,7 @@ def _state(case: Case, problem: Problem, hidden: int) -> TrainState:
         zeros = {s: jnp.zeros_like(x) for s, x in sources.items()} if adam else {}
         adversaries[name] = AdversaryState(sources, zeros, dict(zeros), jnp.zeros((), jnp.int32))
     optimizers = (problem.components_optimizer.init(components), problem.ci_fn_optimizer.init(ci_fn))
-    return TrainState(
-        Decomposition(components, ci_fn), Training(*optimizers, adversaries, jnp.zeros((), jnp.int32))
-    )
+    return TrainState(Decomposition(components, ci_fn), Training(*optimizers, adversaries, jnp.zeros((), jnp.int32)))
 
 
 def _weights(tree: Decomposition, V: str, U: str, ci: str) -> dict:
@@ -89,9 +85,7 @@ def tms_trajectory(case: Case) -> dict:
         for adversary in after.training.adversaries.values():
             now |= {f"sources_after/{s}": x for s, x in adversary.sources.items()}
         if t == 0:
-            at_start = _weights(
-                Decomposition(gradients.components, gradients.ci_fn), "grad0/V", "grad0/U", "grad0/ci"
-            )
+            at_start = _weights(Decomposition(gradients.components, gradients.ci_fn), "grad0/V", "grad0/U", "grad0/ci")
         for name, value in now.items():
             rows.setdefault(name, []).append(np.asarray(value))
         if t < T:

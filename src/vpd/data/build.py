@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 from jaxtyping import Array, Int, Shaped
 
-from vpd.config.targets import ToyData
+from vpd.config.targets import FeatureData
 from vpd.data.features import sparse_features
 from vpd.randomness import stream
 
 Draw = Callable[[Int[Array, ""], Int[Array, ""]], Shaped[Array, "..."]]
 
 
-def feature_batches(data: ToyData, n_features: int, batch_size: int, name: str, low: float = 0.0) -> Draw:
+def feature_batches(data: FeatureData, n_features: int, batch_size: int, name: str, low: float = 0.0) -> Draw:
     """``(seed, step) → [batch_size, n_features]`` on one named stream.
 
     Args:
@@ -24,8 +24,6 @@ def feature_batches(data: ToyData, n_features: int, batch_size: int, name: str, 
 
     def draw(seed: Int[Array, ""], step: Int[Array, ""]) -> Shaped[Array, "..."]:
         key = stream(seed, f"data/{name}", step)
-        return sparse_features(
-            key, (batch_size,), n_features, data.feature_probability, data.data_generation_type, low
-        )
+        return sparse_features(key, (batch_size,), n_features, data.feature_probability, data.data_generation_type, low)
 
     return draw

@@ -33,9 +33,7 @@ def sparse_features(
         case "at_least_zero_active":
             active = jax.random.uniform(key_active, (*leading, n_features)) < probability
         case "exactly_one_active":
-            active = jax.nn.one_hot(
-                jax.random.randint(key_active, leading, 0, n_features), n_features, dtype=bool
-            )
+            active = jax.nn.one_hot(jax.random.randint(key_active, leading, 0, n_features), n_features, dtype=bool)
     return jnp.where(active, values, 0.0)
 
 

@@ -64,9 +64,7 @@ class ComponentSet(eqx.Module):
         yield from (site for site, _ in self.ties)
 
 
-def init_components(
-    sites: Sequence[Site], key: Key[Array, ""], ties: Sequence[tuple[str, str]] = ()
-) -> ComponentSet:
+def init_components(sites: Sequence[Site], key: Key[Array, ""], ties: Sequence[tuple[str, str]] = ()) -> ComponentSet:
     """Normal V with standard deviation 1/√d_in and U with 1/√C (METHOD section 3).
 
     Args:

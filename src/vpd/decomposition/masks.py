@@ -43,9 +43,7 @@ def interpolate(
     return SiteMask(component=ci + (1 - ci) * component, delta=delta, routing=routing)
 
 
-def source_shape(
-    scope: Scope, leading: Sequence[int], channels: int, n_sources: int | None = None
-) -> tuple[int, ...]:
+def source_shape(scope: Scope, leading: Sequence[int], channels: int, n_sources: int | None = None) -> tuple[int, ...]:
     """Shape in which a site's sources are stored; axes of size 1 are shared.
 
     ``c`` one vector, ``sc`` one a position, ``nsc`` n of either, ``bc`` one a batch element, ``bsc`` one an element and
@@ -57,9 +55,7 @@ def source_shape(
     batch, *rest = leading
     ones = [1] * len(rest)
     if scope in ("sc", "bsc") and not rest:
-        raise ValueError(
-            f"source scope {scope!r} needs a sequence axis, and this target has none; use c, nsc or bc"
-        )
+        raise ValueError(f"source scope {scope!r} needs a sequence axis, and this target has none; use c, nsc or bc")
     match scope:
         case "c":
             return (1, *ones, channels)

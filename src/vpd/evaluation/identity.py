@@ -35,14 +35,10 @@ def identity_error(ci: Matrix, tolerance: float = 0.1) -> int:
     diagonal: Bool[np.ndarray, "n_features C"] = np.eye(*permuted.shape, dtype=bool)
     # Fewer subcomponents than features: the features left without one are errors, too.
     unmatched = max(0, ci.shape[0] - ci.shape[1])
-    return int(
-        np.sum(permuted[~diagonal] > tolerance) + np.sum(permuted[diagonal] < 1 - tolerance) + unmatched
-    )
+    return int(np.sum(permuted[~diagonal] > tolerance) + np.sum(permuted[diagonal] < 1 - tolerance) + unmatched)
 
 
 def dense_error(ci: Matrix, k: int, tolerance: float = 0.1) -> int:
     """One error per densest-k column without an entry ≥ 1 − tolerance, plus one per entry above it in the rest."""
     permuted = ci[:, densest_columns(ci)]
-    return int(
-        np.sum(~np.any(permuted[:, :k] >= 1 - tolerance, axis=0)) + np.sum(permuted[:, k:] > tolerance)
-    )
+    return int(np.sum(~np.any(permuted[:, :k] >= 1 - tolerance, axis=0)) + np.sum(permuted[:, k:] > tolerance))

@@ -38,14 +38,11 @@ def _init_affine(key: Key[Array, ""], shape: Sequence[int], gain: float) -> Affi
     return Affine(W=W, b=jnp.zeros((*stack, fan_out)))
 
 
-def _init_layers(
-    key: Key[Array, ""], stack: Sequence[int], widths: Sequence[int]
-) -> tuple[tuple[Affine, ...], Affine]:
+def _init_layers(key: Key[Array, ""], stack: Sequence[int], widths: Sequence[int]) -> tuple[tuple[Affine, ...], Affine]:
     """Hidden layers N(0, 2/fan_in), the output layer N(0, 1/fan_in), biases zero (METHOD section 3)."""
     keys = jax.random.split(key, len(widths) - 1)
     hidden = tuple(
-        _init_affine(k, (*stack, i, o), 2.0)
-        for k, i, o in zip(keys[:-1], widths[:-2], widths[1:-1], strict=True)
+        _init_affine(k, (*stack, i, o), 2.0) for k, i, o in zip(keys[:-1], widths[:-2], widths[1:-1], strict=True)
     )
     return hidden, _init_affine(keys[-1], (*stack, *widths[-2:]), 1.0)
 
@@ -114,9 +111,7 @@ class LayerwiseMLP(eqx.Module):
         lookup = site in self.lookups
         match self.fn_type:
             case "mlp":
-                return _gates(
-                    self.sites[site], site_inner(x, components, "embedding" if lookup else "linear")
-                )
+                return _gates(self.sites[site], site_inner(x, components, "embedding" if lookup else "linear"))
             case "vector_mlp":
                 return _vector(self.sites[site], components.V[x] if lookup else x)
             case "shared_mlp":
@@ -159,9 +154,7 @@ def init_layerwise_mlp(
         key: random key.
     """
     if fn_type != "shared_mlp" and not hidden_dims:
-        raise ValueError(
-            f"the layerwise {fn_type} needs at least one hidden layer; set hidden_dims, e.g. [16]"
-        )
+        raise ValueError(f"the layerwise {fn_type} needs at least one hidden layer; set hidden_dims, e.g. [16]")
     networks: dict[str, SiteMLP] = {}
     for index, site in enumerate(sites):
         site_key = jax.random.fold_in(key, index)

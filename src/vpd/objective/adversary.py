@@ -54,9 +54,7 @@ def init_adversary(
     """Sources U[0, 1], or N(0, 1) under the sigmoid parameterisation; zero moments."""
     draw = jax.random.normal if sigmoid else jax.random.uniform
     sources = {s: draw(jax.random.fold_in(key, i), shape) for i, (s, shape) in enumerate(shapes.items())}
-    moments = (
-        {s: jnp.zeros(shape) for s, shape in shapes.items()} if isinstance(optimizer, AdamAscent) else {}
-    )
+    moments = {s: jnp.zeros(shape) for s, shape in shapes.items()} if isinstance(optimizer, AdamAscent) else {}
     return AdversaryState(sources, moments, dict(moments), jnp.zeros((), jnp.int32))
 
 

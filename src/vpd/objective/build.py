@@ -110,9 +110,7 @@ def routing_from(loss: named.AnyLoss) -> Routing:
     """The routing a class names; everywhere where it names none."""
     if not isinstance(loss, named.Routed):
         return AllRouting()
-    return (
-        StaticProbability(loss.routing.p) if isinstance(loss.routing, NamedProbability) else UniformKSubset()
-    )
+    return StaticProbability(loss.routing.p) if isinstance(loss.routing, NamedProbability) else UniformKSubset()
 
 
 def recon_term(loss: named.AnyLoss, pd: PD, has_sequence: bool, coeff: float) -> ReconTerm:
@@ -145,9 +143,7 @@ def term_from(loss: named.AnyLoss, pd: PD, has_sequence: bool, coeff: float) -> 
                 loss.gamma_anneal_end_frac,
             )
             penalty = loss.frequency
-            frequency = (
-                None if penalty is None else Frequency(penalty.coeff, penalty.reference_datapoint_count)
-            )
+            frequency = None if penalty is None else Frequency(penalty.coeff, penalty.reference_datapoint_count)
             return Minimality(loss.key, coeff, SmoothL0(gamma, loss.beta, frequency))
         case _:
             return recon_term(loss, pd, has_sequence, coeff)

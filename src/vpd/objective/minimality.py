@@ -104,9 +104,7 @@ class SmoothL0:
         if self.frequency is not None:
             f = {site: S / positions for site, S in sums.items()}
             a = self.frequency.reference_datapoint_count
-            loss = loss + self.frequency.coeff * sum(
-                (jnp.sum(x * _log2_1p(a * x)) for x in f.values()), jnp.zeros(())
-            )
+            loss = loss + self.frequency.coeff * sum((jnp.sum(x * _log2_1p(a * x)) for x in f.values()), jnp.zeros(()))
         return loss, plain
 
 

@@ -136,7 +136,7 @@ def recon_loss(
     """
     losses = [
         forward_divergence(term, scene, ci, sources, routes)
-        for sources, routes in _forwards(term, scene, ci, key, stored)
+        for sources, routes in recon_forwards(term, scene, ci, key, stored)
     ]
     return sum(losses[1:], losses[0]) / len(losses)
 
@@ -160,10 +160,10 @@ def live_groups(term: ReconTerm, sites: Sequence[Site]) -> list[tuple[Site, ...]
             return [tuple(sites[i : i + size]) for i in range(0, len(sites), size)]
 
 
-def _forwards(
+def recon_forwards(
     term: ReconTerm, scene: Scene, ci: Importances, key: Key[Array, ""], stored: Sources | None
 ) -> list[tuple[Sources, Routes]]:
-    """Sources and routing of every forward. An empty source means the constant one of the term."""
+    """Sources and routing of every forward of a term. A constant source is held by the term, and a zero stands for it."""
     forwards: list[tuple[Sources, Routes]] = []
     for g, group in enumerate(live_groups(term, scene.sites)):
         for sample in range(term.n_samples):
@@ -246,15 +246,10 @@ def _start(init: str, shapes: Mapping[str, tuple[int, ...]], key: Key[Array, ""]
         case "zeroes":
             return {s: jnp.zeros(shape) for s, shape in shapes.items()}
         case _:
-            return {
-                s: jax.random.uniform(jax.random.fold_in(key, i), x)
-                for i, (s, x) in enumerate(shapes.items())
-            }
+            return {s: jax.random.uniform(jax.random.fold_in(key, i), x) for i, (s, x) in enumerate(shapes.items())}
 
 
-def site_masks(
-    term: ReconTerm, scene: Scene, ci: Importances, sources: Sources, routes: Routes
-) -> dict[str, SiteMask]:
+def site_masks(term: ReconTerm, scene: Scene, ci: Importances, sources: Sources, routes: Routes) -> dict[str, SiteMask]:
     """Masks of the live sites, in the dtype of the importances."""
     masks: dict[str, SiteMask] = {}
     for site, source in sources.items():
@@ -262,9 +257,7 @@ def site_masks(
             component = ci[site] if term.source.value == 0 else jnp.ones_like(ci[site])
             masks[site] = SiteMask(component, None, routes[site])
         else:
-            masks[site] = interpolate(
-                ci[site], spread(source, scene.leading[0]).astype(ci[site].dtype), routes[site]
-            )
+            masks[site] = interpolate(ci[site], spread(source, scene.leading[0]).astype(ci[site].dtype), routes[site])
     return masks
 
 

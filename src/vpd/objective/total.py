@@ -41,9 +41,7 @@ Term = Faithfulness | Minimality | ReconTerm
 
 def persistent_terms(terms: Sequence[Term]) -> dict[str, tuple[ReconTerm, Persistent]]:
     """The terms that own sources in the training state, by name."""
-    return {
-        t.name: (t, t.source) for t in terms if isinstance(t, ReconTerm) and isinstance(t.source, Persistent)
-    }
+    return {t.name: (t, t.source) for t in terms if isinstance(t, ReconTerm) and isinstance(t.source, Persistent)}
 
 
 def warm_up_adversaries(
@@ -59,9 +57,7 @@ def warm_up_adversaries(
     for name, (term, spec) in persistent_terms(terms).items():
         lr = spec.lr(step, steps)
 
-        def ascent(
-            state: AdversaryState, _: None, term: ReconTerm = term, spec: Persistent = spec, lr: Array = lr
-        ):
+        def ascent(state: AdversaryState, _: None, term: ReconTerm = term, spec: Persistent = spec, lr: Array = lr):
             gradients = jax.grad(partial(persistent_loss, term, scene, ci.lower))(state.sources)
             return ascend(state, gradients, lr, spec.optimizer, spec.sigmoid), None
 
@@ -70,9 +66,7 @@ def warm_up_adversaries(
 
         state = adversaries[name]
         moved[name] = (
-            run(state)
-            if spec.first_step == 0
-            else jax.lax.cond(step >= spec.first_step, run, lambda s: s, state)
+            run(state) if spec.first_step == 0 else jax.lax.cond(step >= spec.first_step, run, lambda s: s, state)
         )
     return moved
 
@@ -111,9 +105,7 @@ def total_loss(
                 positions = 1
                 for size in scene.leading:
                     positions *= size
-                loss, logs[f"{term.name}/beta_free"] = penalty.loss(
-                    penalty.sums(ci.upper, step / steps), positions
-                )
+                loss, logs[f"{term.name}/beta_free"] = penalty.loss(penalty.sums(ci.upper, step / steps), positions)
             case ReconTerm(source=Persistent(first_step=first)) if first > 0:
                 run = partial(recon_loss, term, scene, key=stream(seed, term.name, step))
                 active = step >= first

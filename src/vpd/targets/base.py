@@ -56,9 +56,7 @@ def _frozen(
     return y if bias is None else y + bias
 
 
-def clean_forward(
-    target: Target, batch: Batch
-) -> tuple[Shaped[Array, "..."], dict[str, Shaped[Array, "..."]]]:
+def clean_forward(target: Target, batch: Batch) -> tuple[Shaped[Array, "..."], dict[str, Shaped[Array, "..."]]]:
     """Clean output and the input of every decomposable matrix, ``{name: [*leading, d_in]}``, in one all-frozen forward."""
     inputs: dict[str, Shaped[Array, "..."]] = {}
 

@@ -46,10 +46,7 @@ class TMS(eqx.Module):
 
 def init_tms(n_features: int, n_hidden: int, n_hidden_layers: int, seed: int | Int[Array, ""]) -> TMS:
     """Xavier-normal W, zero bias, hidden layers exactly the identity."""
-    W = (
-        jax.random.normal(stream(seed, "tms/init"), (n_features, n_hidden))
-        * (2 / (n_features + n_hidden)) ** 0.5
-    )
+    W = jax.random.normal(stream(seed, "tms/init"), (n_features, n_hidden)) * (2 / (n_features + n_hidden)) ** 0.5
     hidden = tuple(jnp.eye(n_hidden) for _ in range(n_hidden_layers))
     return TMS(linear1=W, bias=jnp.zeros(n_features), hidden_layers=hidden)
 

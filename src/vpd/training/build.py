@@ -26,9 +26,7 @@ def sites_from(pd: PD, target: Target) -> tuple[Site, ...]:
     matrices = target.matrices()
     chosen = match_sites(pd.decomposition_targets, tuple(matrices))
     return tuple(
-        Site(name, d_in, d_out, chosen[name], kind)
-        for name, (d_in, d_out, kind) in matrices.items()
-        if name in chosen
+        Site(name, d_in, d_out, chosen[name], kind) for name, (d_in, d_out, kind) in matrices.items() if name in chosen
     )
 
 
@@ -55,9 +53,7 @@ def problem_from(
     )
 
 
-def init_state(
-    problem: Problem, pd: PD, ties: Sequence[tuple[str, str]], leading: tuple[int, ...]
-) -> TrainState:
+def init_state(problem: Problem, pd: PD, ties: Sequence[tuple[str, str]], leading: tuple[int, ...]) -> TrainState:
     """The state before the first update, a function of the seed.
 
     Args:

@@ -117,9 +117,7 @@ def step_gradients(
     adversaries = warm_up_adversaries(problem.terms, scene, ci, state.training.adversaries, step, steps)
 
     # total, and from one backward the gradients of components, importances and sources
-    def total(
-        components: ComponentSet, ci: CausalImportances, sources: dict[str, Sources]
-    ) -> tuple[Array, Logs]:
+    def total(components: ComponentSet, ci: CausalImportances, sources: dict[str, Sources]) -> tuple[Array, Logs]:
         live = replace(scene, components=cast_compute(problem, components))
         return total_loss(problem.terms, live, components, weights, ci, sources, step, steps, seed)
 
@@ -183,14 +181,10 @@ def last_ascents(
     moved: dict[str, AdversaryState] = {}
     for name, (term, spec) in persistent_terms(problem.terms).items():
         unscaled = {site: g / term.coeff for site, g in gradients[name].items()}
-        ascended = ascend(
-            adversaries[name], unscaled, spec.lr(step, problem.steps), spec.optimizer, spec.sigmoid
-        )
+        ascended = ascend(adversaries[name], unscaled, spec.lr(step, problem.steps), spec.optimizer, spec.sigmoid)
         if spec.first_step > 0:
             active = step >= spec.first_step
-            ascended = jax.tree.map(
-                lambda new, old, on=active: jnp.where(on, new, old), ascended, adversaries[name]
-            )
+            ascended = jax.tree.map(lambda new, old, on=active: jnp.where(on, new, old), ascended, adversaries[name])
         moved[name] = ascended
     return moved
 

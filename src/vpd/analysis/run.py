@@ -1,0 +1,151 @@
+"""``open_run``: a run directory as a network that can be looked into."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from vpd.config import read_run_file
+from vpd.config.run import RunConfig
+from vpd.decomposition import Components, SiteMask
+from vpd.errors import RunError
+from vpd.evaluation.suite import lower_importances
+from vpd.experiment import Experiment, build, state_template
+from vpd.run_directory import RunDirectory
+from vpd.targets import clean_forward, masked_forward
+from vpd.targets.weights import load_tms
+from vpd.training.checkpoint import Checkpoints
+from vpd.training.state import Decomposition
+
+Masks = Mapping[str, Float[Array, "..."] | SiteMask]
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run: target, V/U and CI function of one checkpoint. Neither optimizers nor adversaries are loaded.
+
+    Attributes:
+        directory: the run directory.
+        experiment: target, sites and settings.
+        decomposition: V, U and the CI function.
+        step: updates made when the checkpoint was saved.
+        status: of the run: ``running``, ``stopped`` or ``finished``.
+    """
+
+    directory: RunDirectory
+    experiment: Experiment
+    decomposition: Decomposition
+    step: int
+    status: str
+
+    @property
+    def path(self) -> Path:
+        """The run directory's path."""
+        return self.directory.path
+
+    @property
+    def config(self) -> RunConfig:
+        """The pinned run file."""
+        return self.experiment.config
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the decomposed sites in numeric layer order."""
+        return tuple(site.name for site in self.experiment.problem.sites)
+
+    def components(self, site: str) -> Components:
+        """V ``[d_in, C]`` and U ``[C, d_out]`` of a site.
+
+        Raises:
+            RunError: a site that is not decomposed.
+        """
+        if site not in self.sites:
+            raise RunError(f"{site!r} is not a decomposed site; the sites are {', '.join(self.sites)}")
+        return self.decomposition.components[site]
+
+    def output(self, batch: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+        """The clean output of the target."""
+        return self._clean(self.experiment.target, batch)
+
+    def causal_importances(self, batch: Shaped[Array, "..."]) -> dict[str, Float[Array, "..."]]:
+        """Lower causal importances of every site, ``{site: [*leading, C]}``."""
+        return self._importances(self.experiment.target, self.decomposition, batch)
+
+    def masked_output(self, batch: Shaped[Array, "..."], masks: Masks) -> Shaped[Array, "..."]:
+        """The target's output with masked sites.
+
+        Args:
+            batch: input of the target.
+            masks: ``{site: mask}`` where a mask is ``[*leading, C]`` (the delta is then off), or a ``SiteMask`` with a
+                delta mask and routing. Sites that are not named run frozen.
+
+        Raises:
+            RunError: a site that is not decomposed, or a mask with another number of subcomponents.
+        """
+        ready: dict[str, SiteMask] = {}
+        for site, mask in masks.items():
+            site_mask = mask if isinstance(mask, SiteMask) else SiteMask(jnp.asarray(mask))
+            C = self.components(site).V.shape[1]
+            if site_mask.component.shape[-1:] != (C,):
+                raise RunError(
+                    f"the mask of {site!r} has shape {site_mask.component.shape}; its last axis must be C = {C}"
+                )
+            ready[site] = site_mask
+        return self._masked(self.experiment.target, self.decomposition, batch, ready)
+
+    @cached_property
+    def _clean(self):
+        return jax.jit(lambda target, batch: clean_forward(target, batch)[0])
+
+    @cached_property
+    def _importances(self):
+        return jax.jit(partial(lower_importances, self.experiment.problem))
+
+    @cached_property
+    def _masked(self):
+        def masked(target, decomposition: Decomposition, batch: Array, masks: dict[str, SiteMask]) -> Array:
+            return masked_forward(target, decomposition.components, batch, masks)
+
+        return jax.jit(masked)
+
+
+def open_run(path: str | Path, step: int | None = None) -> Run:
+    """Open a run directory for reading.
+
+    A run that is still training opens at its latest finished checkpoint.
+
+    Args:
+        path: the folder that ``vpd train`` printed.
+        step: of the checkpoint; None takes the latest.
+
+    Raises:
+        RunError: no run directory, no finished checkpoint, or not the one asked for.
+        ConfigError: a pinned run file that can't be read.
+    """
+    directory = RunDirectory(Path(path))
+    facts = directory.read_facts()
+    config = read_run_file(directory.config).config
+    if not directory.checkpoints.is_dir():
+        raise RunError(_nothing_saved(directory))
+    checkpoints = Checkpoints(directory.checkpoints, writable=False)
+    steps = checkpoints.steps()
+    if not steps:
+        raise RunError(_nothing_saved(directory))
+    if step is not None and step not in steps:
+        raise RunError(f"{path} has no finished checkpoint at step {step}; there are {', '.join(map(str, steps))}")
+    chosen = steps[-1] if step is None else step
+    experiment = build(config, load_tms(directory.target))
+    decomposition = checkpoints.load_decomposition(chosen, state_template(experiment).decomposition)
+    checkpoints.close()
+    return Run(directory, experiment, decomposition, chosen, str(facts.get("status")))
+
+
+def _nothing_saved(directory: RunDirectory) -> str:
+    return (
+        f"{directory.path} has no finished checkpoint yet; "
+        f"wait until it has saved one, or go on with `vpd train {directory.path}`"
+    )

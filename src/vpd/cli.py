@@ -1,0 +1,142 @@
+"""``vpd``: parses the command line and calls one function each."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vpd.errors import NonFiniteError, VpdError
+
+app = typer.Typer(
+    help="Adversarial parameter decomposition: take a trained network apart, and look at what was found.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Check run files and show their vocabulary.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+def train(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Run files, or run directories to go on with.", show_default=False),
+    ],
+    out_dir: Annotated[Path | None, typer.Option(help="Folder for run directories, in place of the file's.")] = None,
+    run_id: Annotated[str | None, typer.Option(help="Name of the run directory, in place of the file's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="In place of pd.steps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="In place of pd.seed.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Decompose a network; prints the run directory on its last line."""
+    from vpd.commands.train import train_command
+
+    raise typer.Exit(train_command(sources, out_dir, run_id, steps, seed, quiet))
+
+
+@app.command()
+def evaluate(
+    path: RunPath,
+    step: Annotated[int | None, typer.Option(help="Checkpoint to evaluate; the latest by default.")] = None,
+    batches: Annotated[int | None, typer.Option(help="Evaluation batches, in place of eval.n_steps.", min=1)] = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a run's decomposition again."""
+    from vpd.commands.evaluate import evaluate_command
+
+    evaluate_command(path, step, batches, as_json)
+
+
+@app.command()
+def report(path: RunPath) -> None:
+    """Write the run's report.html again and print its path."""
+    from vpd.evaluation.report import write_report
+
+    typer.echo(write_report(path))
+
+
+@config_app.command("check")
+def config_check(
+    sources: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Run files.", show_default=False)],
+) -> None:
+    """Say whether run files can be used, without running anything."""
+    from vpd.config import read_run_file
+
+    for source in sources:
+        for notice in read_run_file(source).notices:
+            typer.echo(f"{source}: {notice}", err=True)
+        typer.echo(f"{source}: ok")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of run files."""
+    import json
+
+    from vpd.config import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@config_app.command("reference")
+def config_reference() -> None:
+    """Print the reference of run files as Markdown."""
+    from vpd.config import config_reference as reference
+
+    typer.echo(reference(), nl=False)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="tms-5-2, tms-5-2-id, tms-40-10 or tms-40-10-id.", show_default=False)],
+    seeds: Annotated[int, typer.Option(help="Number of seeds.", min=1)] = 5,
+    objective: Annotated[
+        str, typer.Option(help="spd: the published losses; vpd: with a persistent adversary.")
+    ] = "spd",
+    published: Annotated[bool, typer.Option("--published", help="The paper's steps, batch and rates.")] = False,
+    untied: Annotated[bool, typer.Option("--untied", help="Separate components for the two tied matrices.")] = False,
+    out_dir: Annotated[Path, typer.Option(help="Folder for the run directories.")] = Path("runs/reproduce"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Repeat a published toy result over several seeds, beside the published row."""
+    from vpd.commands.reproduce import reproduce_command
+
+    raise typer.Exit(reproduce_command(name, seeds, objective, published, untied, out_dir, as_json, quiet))
+
+
+@app.command()
+def bench(
+    workload: Annotated[str, typer.Argument(help="T: a TMS 5-2 step at batch 4096.", show_default=False)],
+    rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 15,
+    steps: Annotated[int, typer.Option(help="Steps a round.", min=1)] = 50,
+    as_json: Json = False,
+) -> None:
+    """Measure what a training step costs."""
+    from vpd.commands.bench import bench_command
+
+    bench_command(workload, rounds, steps, as_json)
+
+
+def main() -> None:
+    """Entry point: 0 done, 1 fault, 2 the user's mistake (one sentence), 75 stopped by a signal."""
+    try:
+        app()
+    except VpdError as error:
+        _leave(str(error), 2)
+    except NonFiniteError as error:
+        _leave(str(error), 1)
+    except OSError as error:
+        _leave(f"the file system refused: {error.strerror or error} ({error.filename or 'no file named'})", 1)
+
+
+def _leave(message: str, code: int) -> None:
+    print(f"vpd: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,1 @@
+"""What the subcommands of `vpd` do, one verb a file."""

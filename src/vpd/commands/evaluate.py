@@ -1,0 +1,57 @@
+"""``vpd evaluate``: a run's decomposition on fresh evaluation batches, without its training state."""
+
+import json
+from pathlib import Path
+
+import typer
+
+from vpd.analysis.run import Run, open_run
+from vpd.commands.tables import number, print_verdict
+from vpd.config.run import Eval
+from vpd.config.targets import FeatureData
+from vpd.data.build import feature_batches
+from vpd.evaluation.suite import Evaluation, Suite
+from vpd.run_directory import finite
+
+DEFAULT_BATCHES = 10
+
+
+def evaluate_command(path: Path, step: int | None, batches: int | None, as_json: bool) -> None:
+    """Print metrics and verdict, as tables or as one JSON object."""
+    run = open_run(path, step)
+    found = evaluate_run(run, batches)
+    if as_json:
+        # Diagnoses are sentences on what the verdict found wanting.
+        diagnoses = [_diagnosis(row) for row in found.verdict if row["ok"] is False]
+        result = {
+            "run": str(run.path),
+            "step": run.step,
+            "metrics": found.metrics,
+            "verdict": {"solved": found.solved, "rows": found.verdict},
+            "diagnoses": diagnoses,
+        }
+        typer.echo(json.dumps(finite(result)))
+        return
+    if found.verdict:
+        print_verdict(found.verdict, f"{run.path.name}, step {run.step}: {'solved' if found.solved else 'not solved'}")
+    for name, value in found.metrics.items():
+        typer.echo(f"{name:48s} {number(value)}")
+
+
+def evaluate_run(run: Run, batches: int | None = None) -> Evaluation:
+    """One pass over the evaluation stream of an opened run."""
+    config, data = run.config, run.config.data
+    assert isinstance(data, FeatureData)
+    block = config.eval or Eval(
+        batch_size=config.pd.batch_size, n_steps=DEFAULT_BATCHES, every=1, slow_every=1, metrics=()
+    )
+    block = block.model_copy(update={"n_steps": batches or block.n_steps})
+    config = config.model_copy(update={"eval": block})
+    target = run.experiment.target
+    draw = feature_batches(data, target.linear1.shape[0], block.batch_size, "eval")
+    suite = Suite(config, run.experiment.problem, target, draw, adversaries=False)
+    return suite.evaluate(run.decomposition, {}, run.step)
+
+
+def _diagnosis(row: dict[str, object]) -> str:
+    return f"{row['site']}: {row['measure']} is {number(row['value'])}, expected {row['expected']}"

@@ -1,0 +1,37 @@
+"""Verdicts as tables on the terminal."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+Row = Mapping[str, object]
+
+
+def print_verdict(rows: Sequence[Row], title: str) -> None:
+    """Measures down, sites across, each value marked where it misses its bar."""
+    sites = list(dict.fromkeys(str(row["site"]) for row in rows))
+    measures = list(dict.fromkeys(str(row["measure"]) for row in rows))
+    at = {(str(row["measure"]), str(row["site"])): row for row in rows}
+    table = Table(title=title, title_justify="left")
+    table.add_column("measure")
+    for site in sites:
+        table.add_column(site, justify="right")
+    table.add_column("expected")
+    for measure in measures:
+        cells = [_cell(at.get((measure, site))) for site in sites]
+        expected = list(dict.fromkeys(str(at[measure, s]["expected"]) for s in sites if (measure, s) in at))
+        table.add_row(measure, *cells, " / ".join(expected))
+    Console(highlight=False).print(table)
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return ""
+    value = number(row["value"])
+    return f"[red]{value} ✗[/red]" if row["ok"] is False else f"{value} ✓"
+
+
+def number(value: object) -> str:
+    """Counts as they are, other numbers with four decimals."""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

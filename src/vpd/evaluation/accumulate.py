@@ -1,0 +1,182 @@
+"""One pass over evaluation batches in one program: sums on the device, weighted by positions."""
+
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vpd.objective import AdversaryState, Minimality, ReconTerm, Scene, faithfulness_loss, recon_loss
+from vpd.objective.recon import hidden_act_errors, recon_forwards, site_masks
+from vpd.randomness import stream
+from vpd.targets import Target, clean_forward, frozen_weights
+from vpd.training.state import Decomposition
+from vpd.training.step import Draw, Problem, cast_compute, importances, leading_shape
+
+HISTOGRAM_BINS = 50
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass accumulates.
+
+    Attributes:
+        recon: output-divergence terms by key.
+        hidden_acts: hidden-activation terms by key, reported per site.
+        minimality: sparsity losses by key.
+        thresholds: lower CI above one of these counts as active.
+        histogram_batches: batches that enter the histograms.
+    """
+
+    recon: tuple[tuple[str, ReconTerm], ...] = ()
+    hidden_acts: tuple[tuple[str, ReconTerm], ...] = ()
+    minimality: tuple[tuple[str, Minimality], ...] = ()
+    thresholds: tuple[float, ...] = (0.0,)
+    histogram_batches: int = 0
+
+
+class Sums(eqx.Module):
+    """Sums over the positions of a pass.
+
+    Attributes:
+        positions: how many.
+        recon: divergence by term, and number of positions in which the term was active.
+        hidden_errors: squared errors ``{term: {site: ·}}``.
+        hidden_elements: numbers of elements likewise.
+        minimality: ``{term: {site: S_c [C]}}``.
+        active: ``{site: [thresholds, C]}``, positions in which a subcomponent is above each threshold.
+        ci: ``{site: [C]}``, summed lower CI.
+        histogram: ``{site: [bins]}`` of lower CI over [0, 1].
+    """
+
+    positions: Float[Array, ""]
+    recon: dict[str, Float[Array, ""]]
+    hidden_errors: dict[str, dict[str, Float[Array, ""]]]
+    hidden_elements: dict[str, dict[str, Float[Array, ""]]]
+    minimality: dict[str, dict[str, Float[Array, "..."]]]
+    active: dict[str, Float[Array, "..."]]
+    ci: dict[str, Float[Array, "..."]]
+    histogram: dict[str, Float[Array, "..."]]
+
+
+def batch_sums(
+    what: Pass,
+    problem: Problem,
+    target: Target,
+    decomposition: Decomposition,
+    adversaries: dict[str, AdversaryState],
+    batch: Array,
+    updates: Int[Array, ""],
+    index: Int[Array, ""],
+    in_histogram: Array,
+    seed: Int[Array, ""],
+) -> Sums:
+    """Sums of one batch. Persistent sources are tiled over it and stay as they are.
+
+    Args:
+        what: what to accumulate.
+        problem: the static part of the run.
+        target: the frozen network.
+        decomposition: parameters to evaluate.
+        adversaries: persistent sources by term.
+        batch: input of the target.
+        updates: made so far, for annealed losses.
+        index: of the batch in the evaluation stream.
+        in_histogram: whether the batch enters the histograms.
+        seed: of the run.
+    """
+    net, x = cast_compute(problem, (target, batch))
+    clean, inputs = clean_forward(net, x)
+    components = cast_compute(problem, decomposition.components)
+    leading = leading_shape(problem, inputs)
+    scene = Scene(net, components, x, clean, problem.sites, leading, problem.use_delta)
+    ci = importances(problem, decomposition.ci_fn, decomposition.components, inputs, index, seed)
+    positions = 1
+    for size in leading:
+        positions *= size
+
+    recon: dict[str, Array] = {}
+    for key, term in what.recon:
+        stored = adversaries[term.name].sources if term.name in adversaries else None
+        loss = recon_loss(term, scene, ci.lower, stream(seed, f"eval/{key}", index), stored)
+        recon[key] = loss * positions
+
+    errors: dict[str, dict[str, Array]] = {}
+    elements: dict[str, dict[str, Array]] = {}
+    for key, term in what.hidden_acts:
+        errors[key], elements[key] = _hidden(term, scene, ci.lower, stream(seed, f"eval/{key}", index))
+
+    thresholds = jnp.asarray(what.thresholds)
+    lower = {s: z.astype(jnp.float32).reshape(-1, z.shape[-1]) for s, z in ci.lower.items()}
+    return Sums(
+        positions=jnp.asarray(positions, jnp.float32),
+        recon=recon,
+        hidden_errors=errors,
+        hidden_elements=elements,
+        minimality={key: term.penalty.sums(ci.upper, updates / problem.steps) for key, term in what.minimality},
+        active={s: jnp.sum(z[None] > thresholds[:, None, None], axis=1, dtype=jnp.float32) for s, z in lower.items()},
+        ci={s: jnp.sum(z, axis=0) for s, z in lower.items()},
+        histogram={s: _histogram(z, in_histogram) for s, z in lower.items()} if what.histogram_batches else {},
+    )
+
+
+def _hidden(
+    term: ReconTerm, scene: Scene, lower: dict[str, Array], key: Array
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Squared errors and element counts of each site over all forwards of a term."""
+    errors = {site.name: jnp.zeros(()) for site in scene.sites}
+    elements = {site.name: jnp.zeros(()) for site in scene.sites}
+    for sources, routes in recon_forwards(term, scene, lower, key, None):
+        more, counts = hidden_act_errors(scene, site_masks(term, scene, lower, sources, routes))
+        for site in more:
+            errors[site] = errors[site] + more[site]
+            elements[site] = elements[site] + counts[site]
+    return errors, elements
+
+
+def _histogram(ci: Float[Array, "positions C"], counted: Array) -> Float[Array, " bins"]:
+    bins = jnp.clip((ci * HISTOGRAM_BINS).astype(jnp.int32), 0, HISTOGRAM_BINS - 1).reshape(-1)
+
+    def count(bins: Array) -> Array:
+        return jnp.bincount(bins, length=HISTOGRAM_BINS).astype(jnp.float32)
+
+    return jax.lax.cond(counted, count, lambda _: jnp.zeros(HISTOGRAM_BINS), bins)
+
+
+def accumulate(
+    what: Pass,
+    problem: Problem,
+    draw: Draw,
+    target: Target,
+    decomposition: Decomposition,
+    adversaries: dict[str, AdversaryState],
+    updates: Int[Array, ""],
+    first: Int[Array, ""],
+    n: Int[Array, ""],
+    seed: Int[Array, ""],
+) -> tuple[Sums, Float[Array, ""]]:
+    """Sums over batches ``first … first + n − 1`` of the evaluation stream, and the faithfulness loss."""
+
+    def one(i: Int[Array, ""]) -> Sums:
+        index = first + i
+        return batch_sums(
+            what,
+            problem,
+            target,
+            decomposition,
+            adversaries,
+            draw(seed, index),
+            updates,
+            index,
+            i < what.histogram_batches,
+            seed,
+        )
+
+    def body(i: Int[Array, ""], sums: Sums) -> Sums:
+        return jax.tree.map(jnp.add, sums, one(i))
+
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.zeros_like(n)))
+    sums = jax.lax.fori_loop(jnp.zeros_like(n), n, body, zero)
+    weights = frozen_weights(target, draw(seed, first))
+    return sums, faithfulness_loss(problem.sites, weights, decomposition.components)

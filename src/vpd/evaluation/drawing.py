@@ -1,0 +1,120 @@
+"""Draws the figures of an evaluation into ``figures/<step>/``, whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+from matplotlib.figure import Figure
+
+from vpd.config import metrics as named
+from vpd.config.metrics import AnyMetric
+from vpd.config.sites import matches
+from vpd.evaluation import figures
+from vpd.evaluation.accumulate import HISTOGRAM_BINS, Pass
+from vpd.evaluation.ground_truth import live_subcomponents
+from vpd.evaluation.identity import densest_columns, match_columns
+from vpd.evaluation.suite import ALIVE_MEAN_CI, Evaluation
+from vpd.targets import TMS, Target
+from vpd.training.state import Decomposition
+
+
+def write_figures(
+    run_dir: Path,
+    metrics: Sequence[AnyMetric],
+    what: Pass,
+    found: Evaluation,
+    target: Target,
+    decomposition: Decomposition,
+) -> Path:
+    """Draw what the run file names, and for a plane of features their directions; returns the folder.
+
+    Args:
+        run_dir: the run directory.
+        metrics: of the run file.
+        what: what the pass accumulated.
+        found: its result.
+        target: the frozen network.
+        decomposition: the parameters that were evaluated.
+    """
+    final = run_dir / "figures" / str(found.step)
+    draft = final.with_name(f".{final.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    captions: dict[str, dict[str, str]] = {}
+    for name, figure in _figures(metrics, what, found, target, decomposition):
+        (draft / f"{name}.png").write_bytes(figures.png(figure))
+        captions[name] = figures.CAPTIONS[name]
+    (draft / "captions.json").write_text(json.dumps(captions, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)
+    os.rename(draft, final)
+    return final
+
+
+def _figures(
+    metrics: Sequence[AnyMetric], what: Pass, found: Evaluation, target: Target, decomposition: Decomposition
+) -> Iterator[tuple[str, Figure]]:
+    sums, N = found.sums, float(found.sums.positions)
+    live = {site: live_subcomponents(ci) for site, ci in found.single_features.items()}
+    if isinstance(target, TMS) and target.linear1.shape[1] == 2:
+        yield "direction_plot", figures.direction_plot(_directions(found, target, decomposition))
+    for metric in metrics:
+        match metric:
+            case named.PermutedCIPlots():
+                order = _orders(metric, found)
+                yield "permuted_ci_plot", figures.permuted_ci_plot({s: found.single_features[s] for s in order}, order)
+            case named.UVPlots():
+                order = _orders(metric, found)
+                pieces = {s: decomposition.components[s] for s in order}
+                arrays = {s: (np.asarray(p.V), np.asarray(p.U)) for s, p in pieces.items()}
+                yield "uv_plot", figures.uv_plot(arrays, order, {s: live[s] for s in order})
+            case named.CIHistograms():
+                edges = np.linspace(0.0, 1.0, HISTOGRAM_BINS + 1)
+                yield "ci_histogram", figures.ci_histogram(sums.histogram, edges)
+            case named.ComponentActivationDensity(ci_alive_threshold=threshold):
+                i = what.thresholds.index(threshold)
+                yield (
+                    "activation_density",
+                    figures.activation_density({s: active[i] / N for s, active in sums.active.items()}, threshold),
+                )
+            case named.CIMeanPerComponent():
+                yield (
+                    "ci_mean_spectrum",
+                    figures.ci_mean_spectrum({s: x / N for s, x in sums.ci.items()}, ALIVE_MEAN_CI),
+                )
+            case _:
+                pass
+
+
+def _orders(metric: named.PermutedPlots, found: Evaluation) -> dict[str, Int[np.ndarray, " C"]]:
+    """Column order of each site; without patterns every site is ordered to show the identity."""
+    single = found.single_features
+    dense = {s for pattern in metric.dense_patterns or () for s in matches(pattern, single)}
+    named_sites = {s for pattern in metric.identity_patterns or () for s in matches(pattern, single)}
+    chosen = (dense | named_sites) or set(single)
+    return {s: densest_columns(ci) if s in dense else match_columns(ci) for s, ci in single.items() if s in chosen}
+
+
+def _directions(
+    found: Evaluation, target: TMS, decomposition: Decomposition
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Per site the target's feature vectors in the hidden plane, and those of its live subcomponents.
+
+    A live subcomponent is drawn with its strongest feature.
+    """
+    first = np.asarray(target.linear1)
+    second = first if target.linear2 is None else np.asarray(target.linear2).T
+    panels: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for site, features in (("linear1", first), ("linear2", second)):
+        if site not in found.single_features:
+            continue
+        pieces = decomposition.components[site]
+        reads, writes = np.asarray(pieces.V), np.asarray(pieces.U)
+        per_feature, hidden = (reads, writes.T) if site == "linear1" else (writes.T, reads)
+        chosen = np.flatnonzero(live_subcomponents(found.single_features[site]))
+        strongest = np.argmax(np.abs(per_feature[:, chosen]), axis=0)
+        panels[site] = (features, (per_feature[strongest, chosen] * hidden[:, chosen]).T)
+    return panels

@@ -1,0 +1,349 @@
+"""The composition root: from a run file to target, data, objective, loop, evaluation and records."""
+
+import hashlib
+import os
+import platform
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+
+import jax
+import jax.numpy as jnp
+
+from vpd.config import changed_fields, dump_run_file, read_run_file
+from vpd.config.run import Eval, RunConfig
+from vpd.config.targets import FeatureData, StoredTarget
+from vpd.data.build import Draw, feature_batches
+from vpd.errors import RunError
+from vpd.evaluation.drawing import write_figures
+from vpd.evaluation.report import write_report
+from vpd.evaluation.suite import Evaluation, Suite
+from vpd.progress import training_meter
+from vpd.run_directory import RunDirectory, create_run_directory
+from vpd.targets import TMS
+from vpd.targets.build import build_tms, cache_directory, stored_weights
+from vpd.targets.weights import load_tms, tms_bytes
+from vpd.training.build import init_state, problem_from, sites_from
+from vpd.training.checkpoint import Checkpoints
+from vpd.training.loop import Callbacks, Events, train
+from vpd.training.state import TrainState
+from vpd.training.step import Problem, run_steps
+from vpd.training.warmup import faithfulness_warmup
+
+PACKAGES = ("vpd-jax", "jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The objects that a run file describes.
+
+    Attributes:
+        config: the run file.
+        target: the frozen network.
+        problem: the static part of training.
+        train_batch: of (seed, step).
+        eval_batch: of (seed, index); None where nothing is evaluated.
+    """
+
+    config: RunConfig
+    target: TMS
+    problem: Problem
+    train_batch: Draw
+    eval_batch: Draw | None
+
+
+def build(config: RunConfig, target: TMS | None = None) -> Experiment:
+    """Turn a run file into its objects; trains the target where it is not given and not cached.
+
+    Args:
+        config: read and supported.
+        target: the frozen network, where it is at hand already.
+    """
+    data = config.data
+    assert isinstance(data, FeatureData)
+    target = target or _target(config, data)
+    n_features = target.linear1.shape[0]
+    runtime = config.runtime
+    bfloat16 = jax.default_backend() != "cpu" if runtime.autocast_bf16 is None else runtime.autocast_bf16
+    sites = sites_from(config.pd, target)
+    problem = problem_from(config.pd, sites, config.has_sequence, bfloat16, runtime.remat_recon_forwards)
+    evaluated = config.eval and feature_batches(data, n_features, config.eval.batch_size, "eval")
+    return Experiment(
+        config, target, problem, feature_batches(data, n_features, config.pd.batch_size, "train"), evaluated
+    )
+
+
+def _target(config: RunConfig, data: FeatureData) -> TMS:
+    block = config.target
+    if isinstance(block, StoredTarget):
+        return load_tms(stored_weights(Path(block.run_path)))
+    assert block.tag == "tms", "other targets are refused when the run file is read"
+    draw = feature_batches(data, block.n_features, block.pretrain.batch_size, "pretrain")
+    seed = jnp.asarray(block.pretrain.seed, jnp.int32)
+    return build_tms(block, data.model_dump(mode="json"), partial(draw, seed))
+
+
+def first_state(experiment: Experiment) -> TrainState:
+    """The state before step 0, after faithfulness warm-up."""
+    pd, problem = experiment.config.pd, experiment.problem
+    state = init_state(problem, pd, experiment.config.tied_pairs, (pd.batch_size,))
+    if pd.faithfulness_warmup_steps == 0:
+        return state
+    batch = experiment.train_batch(jnp.asarray(pd.seed, jnp.int32), jnp.asarray(0, jnp.int32))
+    return faithfulness_warmup(
+        problem,
+        experiment.target,
+        state,
+        batch,
+        pd.faithfulness_warmup_steps,
+        pd.faithfulness_warmup_lr,
+        pd.faithfulness_warmup_weight_decay,
+    )
+
+
+def state_template(experiment: Experiment) -> TrainState:
+    """Structure, shapes and types of the state; nothing is allocated."""
+    config = experiment.config
+    return jax.eval_shape(
+        partial(init_state, experiment.problem, config.pd, config.tied_pairs, (config.pd.batch_size,))
+    )
+
+
+def compile_program(experiment: Experiment) -> jax.stages.Compiled:
+    """The one training program of a run: ``(target, state, n, seed)``, the state donated."""
+    program = partial(run_steps, experiment.problem, draw=experiment.train_batch)
+    integer = jax.ShapeDtypeStruct((), jnp.int32)
+    jitted = jax.jit(program, donate_argnums=1)
+    return jitted.lower(experiment.target, state_template(experiment), integer, integer).compile()
+
+
+def use_compile_cache(config: RunConfig) -> None:
+    """Keep compiled programs in a folder shared by the user's runs, one for each kind of processor."""
+    named = config.runtime.compilation_cache_dir
+    folder = Path(named) if named else cache_directory() / f"xla-{_processor()}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _processor() -> str:
+    # A program compiled for one processor may hold instructions that another lacks.
+    try:
+        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        flags = platform.processor()
+    return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
+
+
+def run_id_of(config: RunConfig, name: str | None) -> str:
+    """The run directory's name: ``run_id``, else ``run_name``, else the run file's stem, else a hash of the content."""
+    if config.run_id is not None:
+        return config.run_id
+    label = config.run_name or name
+    if label is None:
+        return f"{config.target_kind}-{hashlib.sha256(dump_run_file(config).encode()).hexdigest()[:8]}"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.") or "run"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of :func:`run` ended: where, whether all steps were made, and the last evaluation."""
+
+    directory: RunDirectory
+    finished: bool
+    evaluation: Evaluation | None
+
+
+def run(
+    config: RunConfig, name: str | None = None, quiet: bool = False, notify: Callable[[str], None] = lambda _: None
+) -> Outcome:
+    """Train a decomposition, or go on with one that was interrupted; a finished one is left as it is.
+
+    Args:
+        config: read and supported.
+        name: of the run file, for the directory's name.
+        quiet: no progress bar.
+        notify: told in one sentence what is about to happen.
+
+    Raises:
+        RunError: a directory that can't be written or holds another run.
+        NonFiniteError: a loss that is not finite.
+    """
+    use_compile_cache(config)
+    path = Path(config.out_dir or "runs") / run_id_of(config, name)
+    config = config.model_copy(update={"run_id": path.name, "out_dir": str(path.parent)})
+    directory = RunDirectory(path)
+    if path.exists():
+        target = _reopen(directory, config)
+        experiment = build(config, target)
+    else:
+        experiment = build(config)
+        directory = create_run_directory(
+            path, dump_run_file(config), _facts(config, path.name), tms_bytes(experiment.target)
+        )
+    with directory.locked():
+        if directory.read_facts().get("status") == "finished":
+            notify(f"{path} is finished already; give it another run_id to train it again")
+            return Outcome(directory, True, None)
+        return _train(experiment, directory, quiet, notify)
+
+
+def _reopen(directory: RunDirectory, config: RunConfig) -> TMS:
+    """The stored target of a run that goes on, once its configuration is known to mean the same."""
+    directory.read_facts()
+    stored = read_run_file(directory.config).config
+    changes = changed_fields(stored, config)
+    if changes.trajectory:
+        raise RunError(
+            f"{directory.path} holds a run with other values of {', '.join(changes.trajectory)}; "
+            "give this one another run_id or out_dir"
+        )
+    return load_tms(directory.target)
+
+
+def _facts(config: RunConfig, run_id: str) -> Mapping[str, object]:
+    return {
+        "run_id": run_id,
+        "status": "running",
+        "seed": config.pd.seed,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": 0.0,
+        "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES},
+        "devices": [str(device.device_kind) for device in jax.devices()],
+        "target": config.target_kind,
+    }
+
+
+def _train(experiment: Experiment, directory: RunDirectory, quiet: bool, notify: Callable[[str], None]) -> Outcome:
+    config, pd = experiment.config, experiment.config.pd
+    checkpoints = Checkpoints(directory.checkpoints, config.cadence.keep_last_n_checkpoints)
+    began, seconds_before = time.monotonic(), float(str(directory.read_facts().get("seconds", 0.0)))
+    with stop_signals() as stopped:
+        program = compile_program(experiment)
+        saved = checkpoints.steps()
+        if saved:
+            state = checkpoints.load_state(saved[-1], state_template(experiment))
+            notify(f"going on with {directory.path} from step {saved[-1]}")
+        else:
+            state = first_state(experiment)
+        start = int(state.training.step)
+        directory.keep_records(partial(_precedes, start))
+        directory.update_facts(status="running")
+        suite = _suite(experiment)
+        recorder = _Recorder(experiment, directory, suite)
+        seed = jnp.asarray(pd.seed, jnp.int32)
+        with training_meter(pd.steps, start, quiet) as meter:
+            callbacks = Callbacks(
+                log=recorder.log,
+                save=checkpoints.save,
+                evaluate=recorder.evaluate,
+                progress=lambda done, logs: meter(done, logs),
+                stopped=stopped,
+            )
+            dispatch = config.runtime.steps_per_dispatch
+            state, finished = train(
+                lambda state, n: program(experiment.target, state, n, seed),
+                state,
+                events_of(config),
+                callbacks,
+                dispatch,
+            )
+        if not finished:
+            checkpoints.save(state)
+        checkpoints.close()
+    seconds = seconds_before + time.monotonic() - began
+    directory.update_facts(status="finished" if finished else "stopped", seconds=round(seconds, 1))
+    write_report(directory.path)
+    return Outcome(directory, finished, recorder.last)
+
+
+def _precedes(start: int, record: Mapping[str, object]) -> bool:
+    """Whether a record was written before the state at ``start`` was; what follows is computed again."""
+    step = record.get("step")
+    return isinstance(step, int) and step < start
+
+
+def events_of(config: RunConfig) -> Events:
+    """When a run records, saves and evaluates."""
+    cadence, dense = config.cadence, config.cadence.dense_log_phase
+    return Events(
+        steps=config.pd.steps,
+        log_every=cadence.train_log_every,
+        dense_every=dense.every if dense else None,
+        dense_until=dense.until_step if dense else 0,
+        save_every=cadence.save_every,
+        eval_every=config.eval.every if config.eval else None,
+    )
+
+
+def _suite(experiment: Experiment) -> Suite | None:
+    if experiment.eval_batch is None:
+        return None
+    return Suite(experiment.config, experiment.problem, experiment.target, experiment.eval_batch)
+
+
+class _Recorder:
+    """Writes what the loop reports into the run directory."""
+
+    def __init__(self, experiment: Experiment, directory: RunDirectory, suite: Suite | None) -> None:
+        self._experiment, self._directory, self._suite = experiment, directory, suite
+        self._began = time.monotonic()
+        self.last: Evaluation | None = None
+
+    def log(self, step: int, logs: Mapping[str, float]) -> None:
+        problem = self._experiment.problem
+        rates = {
+            "lr/components": problem.components_optimizer.lr.on_host(step, problem.steps),
+            "lr/ci_fn": problem.ci_fn_optimizer.lr.on_host(step, problem.steps),
+        }
+        seconds = round(time.monotonic() - self._began, 3)
+        self._directory.append_record({"kind": "train", "step": step, **logs, **rates, "time": seconds})
+
+    def evaluate(self, state: TrainState) -> None:
+        config = self._experiment.config.eval
+        if self._suite is None or config is None:
+            return
+        step = int(state.training.step)
+        found = self._suite.evaluate(state.decomposition, state.training.adversaries, step)
+        self.last = found
+        if self._is_slow(config, step):
+            write_figures(
+                self._directory.path,
+                config.metrics,
+                self._suite.what,
+                found,
+                self._experiment.target,
+                state.decomposition,
+            )
+        record = {"kind": "eval", "step": step, "metrics": found.metrics, "verdict": found.verdict}
+        self._directory.append_record(record | {"time": round(time.monotonic() - self._began, 3)})
+
+    def _is_slow(self, config: Eval, step: int) -> bool:
+        if step == 0:
+            return config.slow_on_first_step
+        return step % config.slow_every == 0 or step == self._experiment.config.pd.steps
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Within it, SIGTERM and SIGINT ask for a stop after the current dispatch; a second SIGINT leaves at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and asked:
+            os._exit(130)
+        asked.append(number)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,102 @@
+"""What a person watches: one live line in a terminal, plain lines where output is piped."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+PLAIN_SECONDS = 15.0
+
+
+class Meter(Protocol):
+    """Called with the number of steps made and the scalars of the last one."""
+
+    def __call__(self, done: int, scalars: Mapping[str, float]) -> None:
+        """Show them."""
+        ...
+
+
+def console() -> Console:
+    """Standard error, where progress and notices go; results go to standard output."""
+    return Console(stderr=True, highlight=False)
+
+
+def summary(scalars: Mapping[str, float]) -> str:
+    """Total and terms on one line, inactive terms left out."""
+    losses = {n.removeprefix("loss/"): v for n, v in scalars.items() if n.startswith("loss/") and v == v}
+    shown = {name: value for name, value in losses.items() if "/" not in name}
+    return "  ".join(f"{_short(name)} {value:.2e}" for name, value in shown.items())
+
+
+def _short(name: str) -> str:
+    words = name.removesuffix("Loss").replace("Recon", "")
+    return {"ImportanceMinimality": "minimality", "Faithfulness": "faithful", "": "recon"}.get(words, words)
+
+
+@contextmanager
+def training_meter(steps: int, start: int, quiet: bool = False) -> Iterator[Meter]:
+    """A progress bar with losses, steps a second and the time left; every 15 s a line where there is no terminal."""
+    if quiet:
+        yield lambda done, scalars: None
+    elif sys.stderr.isatty():
+        with _live(steps, start) as meter:
+            yield meter
+    else:
+        yield _plain(steps, start)
+
+
+@contextmanager
+def _live(steps: int, start: int) -> Iterator[Meter]:
+    columns = (
+        TextColumn("training"),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, TextColumn("\n{task.fields[losses]}"), console=console()) as bars:
+        task = bars.add_task("training", total=steps, completed=start, losses="", rate="")
+        clock = _Rate(start)
+
+        def show(done: int, scalars: Mapping[str, float]) -> None:
+            bars.update(task, completed=done, losses=summary(scalars), rate=f"{clock(done):.0f} steps/s")
+
+        yield show
+
+
+def _plain(steps: int, start: int) -> Meter:
+    clock, shown = _Rate(start), [time.monotonic()]
+
+    def show(done: int, scalars: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if now - shown[0] < PLAIN_SECONDS and done < steps:
+            return
+        shown[0] = now
+        rate = clock(done)
+        left = (steps - done) / rate if rate else 0.0
+        line = f"step {done}/{steps}  {rate:.0f} steps/s  {left:.0f} s left  {summary(scalars)}"
+        print(line, file=sys.stderr, flush=True)
+
+    return show
+
+
+class _Rate:
+    """Steps a second since the start, without the first call, which may wait for a compilation."""
+
+    def __init__(self, start: int) -> None:
+        self._steps, self._since = start, time.monotonic()
+        self._first = True
+
+    def __call__(self, done: int) -> float:
+        now = time.monotonic()
+        rate = (done - self._steps) / max(now - self._since, 1e-9)
+        if self._first:
+            self._first, self._steps, self._since = False, done, now
+        return rate
