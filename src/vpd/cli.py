@@ -103,13 +103,14 @@ def reproduce(
     published: Annotated[bool, typer.Option("--published", help="The paper's steps, batch and rates.")] = False,
     untied: Annotated[bool, typer.Option("--untied", help="Separate components for the two tied matrices.")] = False,
     out_dir: Annotated[Path, typer.Option(help="Folder for the run directories.")] = Path("runs/reproduce"),
+    jobs: Annotated[int | None, typer.Option(help="Seeds trained at a time; one a core by default.", min=1)] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Repeat a published toy result over several seeds, beside the published row."""
     from vpd.commands.reproduce import reproduce_command
 
-    raise typer.Exit(reproduce_command(name, seeds, objective, published, untied, out_dir, as_json, quiet))
+    raise typer.Exit(reproduce_command(name, seeds, objective, published, untied, out_dir, jobs, as_json, quiet))
 
 
 @app.command()

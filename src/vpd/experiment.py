@@ -5,8 +5,9 @@ import os
 import platform
 import re
 import signal
+import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -87,7 +88,7 @@ def _target(config: RunConfig, data: FeatureData) -> TMS:
         return load_tms(stored_weights(Path(block.run_path)))
     assert block.tag == "tms", "other targets are refused when the run file is read"
     draw = feature_batches(data, block.n_features, block.pretrain.batch_size, "pretrain")
-    seed = jnp.asarray(block.pretrain.seed, jnp.int32)
+    seed = jnp.asarray(block.pretrain.seed, jnp.uint32)
     return build_tms(block, data.model_dump(mode="json"), partial(draw, seed))
 
 
@@ -97,7 +98,7 @@ def first_state(experiment: Experiment) -> TrainState:
     state = init_state(problem, pd, experiment.config.tied_pairs, (pd.batch_size,))
     if pd.faithfulness_warmup_steps == 0:
         return state
-    batch = experiment.train_batch(jnp.asarray(pd.seed, jnp.int32), jnp.asarray(0, jnp.int32))
+    batch = experiment.train_batch(jnp.asarray(pd.seed, jnp.uint32), jnp.asarray(0, jnp.int32))
     return faithfulness_warmup(
         problem,
         experiment.target,
@@ -120,9 +121,9 @@ def state_template(experiment: Experiment) -> TrainState:
 def compile_program(experiment: Experiment) -> jax.stages.Compiled:
     """The one training program of a run: ``(target, state, n, seed)``, the state donated."""
     program = partial(run_steps, experiment.problem, draw=experiment.train_batch)
-    integer = jax.ShapeDtypeStruct((), jnp.int32)
+    n, seed = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32)
     jitted = jax.jit(program, donate_argnums=1)
-    return jitted.lower(experiment.target, state_template(experiment), integer, integer).compile()
+    return jitted.lower(experiment.target, state_template(experiment), n, seed).compile()
 
 
 def use_compile_cache(config: RunConfig) -> None:
@@ -218,7 +219,18 @@ def _facts(config: RunConfig, run_id: str) -> Mapping[str, object]:
         "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES},
         "devices": [str(device.device_kind) for device in jax.devices()],
         "target": config.target_kind,
+        "revision": _revision(),
     }
+
+
+def _revision() -> str | None:
+    """The commit this code was read from, where it lies in a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
 
 
 def _train(experiment: Experiment, directory: RunDirectory, quiet: bool, notify: Callable[[str], None]) -> Outcome:
@@ -238,7 +250,7 @@ def _train(experiment: Experiment, directory: RunDirectory, quiet: bool, notify:
         directory.update_facts(status="running")
         suite = _suite(experiment)
         recorder = _Recorder(experiment, directory, suite)
-        seed = jnp.asarray(pd.seed, jnp.int32)
+        seed = jnp.asarray(pd.seed, jnp.uint32)
         with training_meter(pd.steps, start, quiet) as meter:
             callbacks = Callbacks(
                 log=recorder.log,
@@ -332,7 +344,7 @@ class _Recorder:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_signals() -> Generator[Callable[[], bool]]:
     """Within it, SIGTERM and SIGINT ask for a stop after the current dispatch; a second SIGINT leaves at once."""
     asked: list[int] = []
 

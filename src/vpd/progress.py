@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -38,7 +38,7 @@ def _short(name: str) -> str:
 
 
 @contextmanager
-def training_meter(steps: int, start: int, quiet: bool = False) -> Iterator[Meter]:
+def training_meter(steps: int, start: int, quiet: bool = False) -> Generator[Meter]:
     """A progress bar with losses, steps a second and the time left; every 15 s a line where there is no terminal."""
     if quiet:
         yield lambda done, scalars: None
@@ -50,7 +50,7 @@ def training_meter(steps: int, start: int, quiet: bool = False) -> Iterator[Mete
 
 
 @contextmanager
-def _live(steps: int, start: int) -> Iterator[Meter]:
+def _live(steps: int, start: int) -> Generator[Meter]:
     columns = (
         TextColumn("training"),
         BarColumn(bar_width=None),

@@ -3,10 +3,12 @@
 import zlib
 
 import jax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int, Integer, Key
+
+Seed = int | Integer[Array, ""]
 
 
-def stream(seed: int | Int[Array, ""], name: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
+def stream(seed: Seed, name: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
     """The key of one named stream at one step.
 
     No random state is stored anywhere: a resumed run draws what the uninterrupted one would have drawn.

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,9 +83,10 @@ class RunDirectory:
 
     def update_facts(self, **changes: object) -> None:
         """Replace some of the facts."""
-        self._write_facts(self.read_facts() | changes)
+        self.write_facts(self.read_facts() | changes)
 
-    def _write_facts(self, facts: Mapping[str, object]) -> None:
+    def write_facts(self, facts: Mapping[str, object]) -> None:
+        """Replace all of the facts."""
         write_atomically(self.facts, json.dumps(dict(facts), indent=2) + "\n")
 
     def keep_records(self, keep: Callable[[Facts], bool]) -> None:
@@ -106,7 +107,7 @@ class RunDirectory:
             os.close(descriptor)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None]:
         """Hold the run: a second process that trains it is refused.
 
         Raises:
@@ -140,7 +141,7 @@ def create_run_directory(path: Path, config: str, facts: Mapping[str, object], t
         unfinished.mkdir(parents=True)
         draft = RunDirectory(unfinished)
         write_atomically(draft.config, config)
-        draft._write_facts({"schema_version": SCHEMA_VERSION, **facts})
+        draft.write_facts({"schema_version": SCHEMA_VERSION, **facts})
         if target is not None:
             write_atomically(draft.target, target)
         os.rename(unfinished, path)

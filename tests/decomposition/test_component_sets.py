@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from objective.scenes import normal, tms, uniform
+from objective.scenes import jit, normal, tms, uniform
 
 from vpd.decomposition import Components, ComponentSet, Site, SiteMask, init_components
 from vpd.targets import masked_forward
@@ -19,7 +19,7 @@ SITES = (Site("a", 50, 40, C=60), Site("b", 60, 50, C=40), Site("c", 40, 40, C=6
 @pytest.fixture(scope="module")
 def fresh() -> tuple[ComponentSet, ComponentSet]:
     """Of all sites, and of the first alone."""
-    return jax.jit(lambda key: (init_components(SITES, key), init_components(SITES[:1], key)))(jax.random.key(0))
+    return jit(lambda key: (init_components(SITES, key), init_components(SITES[:1], key)))(jax.random.key(0))
 
 
 def test_shapes_and_standard_deviations(fresh) -> None:
@@ -57,7 +57,7 @@ def test_the_gradient_of_the_owner_is_the_sum_of_both_uses() -> None:
     untied = ComponentSet({site: tied[site] for site in tied})
     masks = {s.name: SiteMask(uniform(6, 7, key=i), uniform(6)) for i, s in enumerate(PAIR)}
 
-    @jax.jit
+    @jit
     def value_and_gradient(components: ComponentSet):
         def loss(components: ComponentSet) -> jax.Array:
             return jnp.sum(jnp.square(masked_forward(target, components, x, masks) - x))

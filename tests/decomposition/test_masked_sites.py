@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from objective.scenes import Chain, batch_of, chain, components_of, normal, scene_of, sites_of, tms, uniform
+from objective.scenes import Chain, batch_of, chain, components_of, jit, normal, scene_of, sites_of, tms, uniform
 
 from vpd.decomposition import Components, SiteMask, masked_site, site_delta, site_inner
 from vpd.targets import Target, clean_forward, frozen_weights, masked_forward, masked_site_outputs
@@ -16,7 +16,7 @@ TARGETS = {
     "chain": (lambda: chain(), (3, 4)),
 }
 on_all_targets = pytest.mark.parametrize("name", TARGETS)
-forward = jax.jit(masked_forward)
+forward = jit(masked_forward)
 
 
 def scene(name: str):
@@ -67,11 +67,11 @@ def test_constant_masks_are_another_weight_chain(delta: float | None) -> None:
     m = {x.name: uniform(x.C) for x in s.sites}
     d = None if delta is None else full(s.leading, delta)
     masks = {x: SiteMask(jnp.asarray(np.tile(v, (*s.leading, 1))), d) for x, v in m.items()}
-    got, outputs = jax.jit(masked_site_outputs)(s.target, s.components, s.batch, masks)
+    got, outputs = jit(masked_site_outputs)(s.target, s.components, s.batch, masks)
     weights = {"embed": s.target.embed, "fc1.pre_identity": np.eye(4), "fc1": s.target.fc1, "fc2": s.target.fc2}
     W = {x: other_weight(w, s.components[x], m[x], delta or 0.0) for x, w in weights.items()}
     moved = (W["embed"] @ W["fc1.pre_identity"], W["fc1"], s.target.bias, W["fc2"])
-    want, inputs = jax.jit(clean_forward)(Chain(*(jnp.asarray(x, jnp.float32) for x in moved)), s.batch)
+    want, inputs = jit(clean_forward)(Chain(*(jnp.asarray(x, jnp.float32) for x in moved)), s.batch)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
     before_tanh = np.asarray(inputs["fc1"]) @ W["fc1"] + np.asarray(s.target.bias)
     np.testing.assert_allclose(outputs["fc1"], before_tanh, rtol=1e-4, atol=1e-5)
@@ -96,7 +96,7 @@ def test_routing_chooses_position_by_position(with_delta: bool) -> None:
     c = Components(normal(5, 3), normal(3, 2, key=1))
     m, delta = uniform(3, 4, 3), uniform(3, 4) if with_delta else None
     routing = np.random.default_rng(0).random((3, 4)) < 0.5
-    got = jax.jit(masked_site)(x, W, c, SiteMask(m, delta, jnp.asarray(routing)), b)
+    got = jit(masked_site)(x, W, c, SiteMask(m, delta, jnp.asarray(routing)), b)
     n = {k: np.asarray(v) for k, v in {"x": x, "W": W, "V": c.V, "U": c.U, "b": b, "m": m}.items()}
     d = np.asarray(delta)[..., None] if with_delta else np.float32(0)
     masked = (n["x"] @ n["V"] * n["m"]) @ n["U"] + d * (n["x"] @ (n["W"] - n["V"] @ n["U"])) + n["b"]
@@ -108,7 +108,7 @@ def test_routing_chooses_position_by_position(with_delta: bool) -> None:
 def test_a_site_that_is_not_live_gets_no_gradient(name: str) -> None:
     s = scene(name)
 
-    @jax.jit
+    @jit
     def gradients(components, masks):
         return jax.grad(lambda c: jnp.sum(masked_forward(s.target, c, s.batch, masks) ** 2))(components)
 
@@ -131,7 +131,7 @@ def test_delta_is_live(kind: str) -> None:
         mask = SiteMask(jnp.asarray(rng.random((4, C))), jnp.asarray(rng.random(4)))
         assert at.V.dtype == jnp.float64
 
-        @jax.jit
+        @jit
         def value_and_gradient(c: Components):
             return jax.value_and_grad(lambda c: jnp.sum(jnp.sin(masked_site(x, W, c, mask, kind=kind))))(c)
 
@@ -159,7 +159,7 @@ def test_delta_gradient_equals_that_of_the_formed_delta() -> None:
     def ours(c: Components) -> jax.Array:
         return jnp.sum(jnp.cos(masked_site(x, W, c, SiteMask(m, d))))
 
-    got, want = jax.jit(lambda c: (jax.grad(ours)(c), jax.grad(formed)(c)))(c)
+    got, want = jit(lambda c: (jax.grad(ours)(c), jax.grad(formed)(c)))(c)
     np.testing.assert_allclose(got.V, want.V, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(got.U, want.U, rtol=1e-4, atol=1e-5)
 
@@ -186,7 +186,7 @@ def test_decomposing_some_sites_leaves_the_others_frozen() -> None:
     sites = sites_of(target)[2:3]
     batch = batch_of(target, (2, 3))
     masks = {"fc1": SiteMask(full((2, 3, sites[0].C)), full((2, 3)))}
-    got, outputs = jax.jit(masked_site_outputs)(target, components_of(sites), batch, masks)
-    clean, inputs = jax.jit(clean_forward)(target, batch)
+    got, outputs = jit(masked_site_outputs)(target, components_of(sites), batch, masks)
+    clean, inputs = jit(clean_forward)(target, batch)
     np.testing.assert_allclose(got, clean, rtol=1e-5, atol=1e-5)
     assert set(outputs) == set(inputs) == set(target.matrices())

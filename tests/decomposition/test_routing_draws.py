@@ -6,6 +6,7 @@ from itertools import combinations
 import jax
 import numpy as np
 import pytest
+from objective.scenes import jit
 
 from vpd.decomposition import AllRouting, StaticProbability, UniformKSubset, draw_routing
 
@@ -24,7 +25,7 @@ DRAWN = {
 def drawn() -> dict[str, np.ndarray]:
     """Two draws ``[2, site, *leading]`` with different keys for every distribution, and of a single site."""
 
-    @jax.jit
+    @jit
     def draw(seed: jax.Array) -> dict:
         key = jax.random.key(seed)
         routes = {name: draw_routing(routing, key, SITES, LEADING) for name, routing in DRAWN.items()}

@@ -16,7 +16,7 @@ from vpd.errors import RunError
 from vpd.evaluation.suite import lower_importances
 from vpd.experiment import Experiment, build, state_template
 from vpd.run_directory import RunDirectory
-from vpd.targets import clean_forward, masked_forward
+from vpd.targets import Target, clean_forward, masked_forward
 from vpd.targets.weights import load_tms
 from vpd.training.checkpoint import Checkpoints
 from vpd.training.state import Decomposition
@@ -107,7 +107,7 @@ class Run:
 
     @cached_property
     def _masked(self):
-        def masked(target, decomposition: Decomposition, batch: Array, masks: dict[str, SiteMask]) -> Array:
+        def masked(target: Target, decomposition: Decomposition, batch: Array, masks: dict[str, SiteMask]) -> Array:
             return masked_forward(target, decomposition.components, batch, masks)
 
         return jax.jit(masked)

@@ -26,8 +26,7 @@ def train_command(
     Returns:
         The exit code: 0, or 75 where a signal stopped a run.
     """
-    given = {"out_dir": out_dir, "run_id": run_id, "steps": steps, "seed": seed}
-    plans = [read_with(_run_file(source), **given) for source in sources]
+    plans = [read_with(_run_file(source), steps=steps, seed=seed, out_dir=out_dir, run_id=run_id) for source in sources]
     for source in sources:
         for notice in read_run_file(_run_file(source)).notices:
             _say(notice)

@@ -6,9 +6,9 @@ from jaxtyping import Array, Int, Shaped
 
 from vpd.config.targets import FeatureData
 from vpd.data.features import sparse_features
-from vpd.randomness import stream
+from vpd.randomness import Seed, stream
 
-Draw = Callable[[Int[Array, ""], Int[Array, ""]], Shaped[Array, "..."]]
+Draw = Callable[[Seed, Int[Array, ""]], Shaped[Array, "..."]]
 
 
 def feature_batches(data: FeatureData, n_features: int, batch_size: int, name: str, low: float = 0.0) -> Draw:
@@ -22,7 +22,7 @@ def feature_batches(data: FeatureData, n_features: int, batch_size: int, name: s
         low: smallest feature value.
     """
 
-    def draw(seed: Int[Array, ""], step: Int[Array, ""]) -> Shaped[Array, "..."]:
+    def draw(seed: Seed, step: Int[Array, ""]) -> Shaped[Array, "..."]:
         key = stream(seed, f"data/{name}", step)
         return sparse_features(key, (batch_size,), n_features, data.feature_probability, data.data_generation_type, low)
 

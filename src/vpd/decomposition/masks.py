@@ -72,7 +72,7 @@ def source_shape(scope: Scope, leading: Sequence[int], channels: int, n_sources:
 
 
 def spread(source: Float[Array, "..."], batch: int) -> Float[Array, "..."]:
-    """Tile stored sources over the batch: element b uses source ``b mod n``. One source, or one each, stays as it is."""
+    """Tile stored sources over the batch: element b uses source ``b mod n``."""
     n = source.shape[0]
     if n in (1, batch):
         return source

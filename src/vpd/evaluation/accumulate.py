@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from vpd.objective import AdversaryState, Minimality, ReconTerm, Scene, faithfulness_loss, recon_loss
 from vpd.objective.recon import hidden_act_errors, recon_forwards, site_masks
-from vpd.randomness import stream
+from vpd.randomness import Seed, stream
 from vpd.targets import Target, clean_forward, frozen_weights
 from vpd.training.state import Decomposition
 from vpd.training.step import Draw, Problem, cast_compute, importances, leading_shape
@@ -70,7 +70,7 @@ def batch_sums(
     updates: Int[Array, ""],
     index: Int[Array, ""],
     in_histogram: Array,
-    seed: Int[Array, ""],
+    seed: Seed,
 ) -> Sums:
     """Sums of one batch. Persistent sources are tiled over it and stay as they are.
 
@@ -154,7 +154,7 @@ def accumulate(
     updates: Int[Array, ""],
     first: Int[Array, ""],
     n: Int[Array, ""],
-    seed: Int[Array, ""],
+    seed: Seed,
 ) -> tuple[Sums, Float[Array, ""]]:
     """Sums over batches ``first … first + n − 1`` of the evaluation stream, and the faithfulness loss."""
 

@@ -73,17 +73,19 @@ def _figures(
                 yield "uv_plot", figures.uv_plot(arrays, order, {s: live[s] for s in order})
             case named.CIHistograms():
                 edges = np.linspace(0.0, 1.0, HISTOGRAM_BINS + 1)
-                yield "ci_histogram", figures.ci_histogram(sums.histogram, edges)
+                yield "ci_histogram", figures.ci_histogram({s: np.asarray(x) for s, x in sums.histogram.items()}, edges)
             case named.ComponentActivationDensity(ci_alive_threshold=threshold):
                 i = what.thresholds.index(threshold)
                 yield (
                     "activation_density",
-                    figures.activation_density({s: active[i] / N for s, active in sums.active.items()}, threshold),
+                    figures.activation_density(
+                        {s: np.asarray(active)[i] / N for s, active in sums.active.items()}, threshold
+                    ),
                 )
             case named.CIMeanPerComponent():
                 yield (
                     "ci_mean_spectrum",
-                    figures.ci_mean_spectrum({s: x / N for s, x in sums.ci.items()}, ALIVE_MEAN_CI),
+                    figures.ci_mean_spectrum({s: np.asarray(x) / N for s, x in sums.ci.items()}, ALIVE_MEAN_CI),
                 )
             case _:
                 pass

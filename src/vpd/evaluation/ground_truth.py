@@ -65,8 +65,8 @@ def match_features(
 ) -> Match:
     """Best live subcomponent of every feature.
 
-    For row feature j ``p_jc = V[j, c] · U[c, :]`` against ``W[j, :]``; for a column feature ``p_jc = V[:, c] · U[c, j]``
-    against ``W[:, j]``.
+    For row feature j, ``p_jc = V[j, c] · U[c, :]`` against ``W[j, :]``;
+    for a column feature, ``p_jc = V[:, c] · U[c, j]`` against ``W[:, j]``.
 
     Args:
         weight: frozen weight of the site.
@@ -75,20 +75,21 @@ def match_features(
         live: which subcomponents may match; a dead one can win a column by chance.
         features: whether a feature is a row (a site that reads features) or a column (one that writes them).
     """
-    if features == "columns":
-        weight, V, U = weight.T, U.T, V.T
-    n = weight.shape[0]
+    reads, writes = (V, U) if features == "rows" else (U.T, V.T)
+    rows = (weight if features == "rows" else weight.T).astype(np.float64)
+    n = rows.shape[0]
     chosen = np.flatnonzero(live)
     if chosen.size == 0:
         nothing = np.zeros(n)
         return Match(nothing, nothing, nothing, np.full(n, -1), 0)
-    V, U, weight = V[:, chosen].astype(np.float64), U[chosen].astype(np.float64), weight.astype(np.float64)
+    reads, writes = reads[:, chosen].astype(np.float64), writes[chosen].astype(np.float64)
     tiny = np.finfo(np.float64).tiny
-    row_norm, U_norm, V_norm = (np.linalg.norm(weight, axis=1), np.linalg.norm(U, axis=1), np.linalg.norm(V, axis=0))
-    inner = V * (weight @ U.T)
-    p_norm = np.abs(V) * U_norm
+    row_norm, write_norm = np.linalg.norm(rows, axis=1), np.linalg.norm(writes, axis=1)
+    read_norm = np.linalg.norm(reads, axis=0)
+    inner = reads * (rows @ writes.T)
+    p_norm = np.abs(reads) * write_norm
     cosine = inner / np.maximum(p_norm * row_norm[:, None], tiny)
-    rank_one = inner / np.maximum(V_norm * U_norm * row_norm[:, None], tiny)
+    rank_one = inner / np.maximum(read_norm * write_norm * row_norm[:, None], tiny)
     best, j = np.argmax(cosine, axis=1), np.arange(n)
     # Where several subcomponents point the same way, the one that carries the feature is its match.
     near = cosine >= cosine[j, best][:, None] - 1e-3

@@ -13,7 +13,7 @@ def count_active(ci: Float[Array, "*leading C"], threshold: float) -> Float[Arra
 
 
 def group_sites(sites: Sequence[str], groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Members of each group; patterns are globs over whole names (``h.1.*`` doesn't match ``h.10.x``), a site counts once."""
+    """Members of each group, a site once; patterns are globs over whole names: ``h.1.*`` doesn't match ``h.10.x``."""
     return {
         group: [site for site in sites if any(fnmatchcase(site, pattern) for pattern in patterns)]
         for group, patterns in groups.items()

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Shaped
 
 from vpd.config import metrics as named
 from vpd.config.losses import FreshAdversary
+from vpd.config.losses import Term as Trainable
 from vpd.config.metrics import AnyMetric
 from vpd.config.run import RunConfig
 from vpd.evaluation.accumulate import Pass, Sums, accumulate
@@ -94,8 +95,9 @@ class Suite:
         """
         n = self._eval.n_steps
         first = -(-step // self._eval.every) * n
-        numbers = (jnp.asarray(v, jnp.int32) for v in (step, first, n, self._config.pd.seed))
-        sums, faithfulness = jax.device_get(self._run(self._target, decomposition, dict(adversaries), *numbers))
+        numbers = (jnp.asarray(v, jnp.int32) for v in (step, first, n))
+        seed = jnp.asarray(self._config.pd.seed, jnp.uint32)
+        sums, faithfulness = jax.device_get(self._run(self._target, decomposition, dict(adversaries), *numbers, seed))
         found = Evaluation(step, self._scalars(sums, float(faithfulness), step), [], sums)
         if isinstance(self._target, TMS):
             self._judge(found, self._target, decomposition)
@@ -160,7 +162,7 @@ def _terms(config: RunConfig, problem: Problem) -> dict[str, Term]:
             terms[metric.key] = recon_term(metric, config.pd, config.has_sequence, 1.0)
         elif isinstance(metric, FreshAdversary):
             terms[budget_key(metric)] = term_from(metric, config.pd, config.has_sequence, 1.0)
-        elif metric.type in named.LOSS_TYPES and metric.key not in terms:
+        elif isinstance(metric, Trainable) and metric.key not in terms:
             terms[metric.key] = term_from(metric, config.pd, config.has_sequence, 1.0)
     return terms
 

@@ -29,7 +29,7 @@ def probe_batch(target: TMS) -> Float[Array, "n_features n_features"]:
 
 
 def match_sites_to_truth(target: TMS, decomposition: Decomposition, single: SingleFeatures) -> dict[str, Match]:
-    """The match of every decomposed site that reads features (``linear1``, rows) or writes them (``linear2``, columns)."""
+    """The match of each decomposed site that reads features (``linear1``) or writes them (``linear2``)."""
     weights = frozen_weights(target, probe_batch(target))
     truth: dict[str, Match] = {}
     for site in ("linear1", "linear2"):

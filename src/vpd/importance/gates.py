@@ -78,7 +78,7 @@ def _normal_cdf(u: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _split(a: Float[Array, "*leading C"]) -> Float[Array, "chunks C n"]:
-    """Positions to chunks, padded with zeros. A chunk takes every k-th position, so that each holds some of every shard."""
+    """Positions to chunks, padded with zeros; a chunk takes every k-th position, so it holds some of every shard."""
     flat = a.reshape(-1, a.shape[-1])
     chunks = -(-flat.shape[0] // CHUNK)
     n = -(-flat.shape[0] // chunks)

@@ -119,7 +119,7 @@ class LayerwiseMLP(eqx.Module):
 
 
 class GlobalMLP(eqx.Module):
-    """One MLP on the concatenation of all site inputs, its output split per site; a lookup site contributes ``V[x]``."""
+    """One MLP on all site inputs concatenated, its output split per site; a lookup site contributes ``V[x]``."""
 
     mlp: SiteMLP
     order: tuple[str, ...] = eqx.field(static=True)

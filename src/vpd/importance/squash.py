@@ -27,7 +27,7 @@ def hard(z: Float[Array, "*any"]) -> Float[Array, "*any"]:
 
 
 def leaky_hard(z: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """``αz`` up to 0, ``min(z, 1)`` above. As a *configured* type, ``leaky_hard`` means the lower/upper pair instead."""
+    """``αz`` up to 0, ``min(z, 1)`` above. As a *configured* type, ``leaky_hard`` means the lower/upper pair."""
     return jnp.where(z > 0, jnp.where(z > 1, 1.0, z), ALPHA * z)
 
 
@@ -78,7 +78,7 @@ SQUASHINGS: dict[str, Squashing] = {
 
 
 def squash_pair(sigmoid_type: str) -> tuple[Squashing, Squashing]:
-    """The (lower, upper) squashings of a configured type: a pair for ``leaky_hard``, one function twice for the others."""
+    """The (lower, upper) squashings of a configured type: a pair for ``leaky_hard``, else one function twice."""
     if sigmoid_type == "leaky_hard":
         return lower_leaky_hard, upper_leaky_hard
     return SQUASHINGS[sigmoid_type], SQUASHINGS[sigmoid_type]

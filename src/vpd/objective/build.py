@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vpd.config import losses as named
+from vpd.config.metrics import CIHiddenActsReconLoss
 from vpd.config.run import PD
 from vpd.config.schedule import AdamSources, LRSchedule
 from vpd.config.sources import StaticProbability as NamedProbability
@@ -21,6 +22,9 @@ def schedule_from(config: LRSchedule) -> Schedule:
     return Schedule(config.start_val, config.warmup_pct, config.final_val_frac, config.fn_type)
 
 
+Compared = named.AnyLoss | CIHiddenActsReconLoss
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a loss needs to know of the run around it."""
@@ -33,27 +37,27 @@ class Setting:
 class Row:
     """A class of recon loss: its live sites, its mask source, its number of forwards, what it compares."""
 
-    live: Live | Callable[[named.AnyLoss], Live]
-    source: Callable[[named.AnyLoss, Setting], Source]
-    n_samples: Callable[[named.AnyLoss, Setting], int] = lambda loss, setting: 1
+    live: Live | Callable[[Compared], Live]
+    source: Callable[[Compared, Setting], Source]
+    n_samples: Callable[[Compared, Setting], int] = lambda loss, setting: 1
     measure: Measure = "output"
 
 
-def _constant(value: int) -> Callable[[named.AnyLoss, Setting], Source]:
+def _constant(value: int) -> Callable[[Compared, Setting], Source]:
     return lambda loss, setting: Constant(0 if value == 0 else 1)
 
 
-def _stochastic(loss: named.AnyLoss, setting: Setting) -> Source:
+def _stochastic(loss: Compared, setting: Setting) -> Source:
     return Stochastic(setting.pd.sampling)
 
 
-def _fresh(loss: named.AnyLoss, setting: Setting) -> Source:
+def _fresh(loss: Compared, setting: Setting) -> Source:
     assert isinstance(loss, named.FreshAdversary)
     scope, n_sources = resolved_scope(loss.mask_scope, setting.has_sequence)
     return FreshPGD(loss.init, loss.step_size, loss.n_steps, scope, n_sources)
 
 
-def _persistent(loss: named.AnyLoss, setting: Setting) -> Source:
+def _persistent(loss: Compared, setting: Setting) -> Source:
     assert isinstance(loss, named.PersistentAdversary)
     scope, n_sources = resolved_scope(loss.scope, setting.has_sequence)
     match loss.optimizer:
@@ -72,16 +76,16 @@ def _persistent(loss: named.AnyLoss, setting: Setting) -> Source:
     )
 
 
-def _of_run(loss: named.AnyLoss, setting: Setting) -> int:
+def _of_run(loss: Compared, setting: Setting) -> int:
     return setting.pd.n_mask_samples
 
 
-def _own(loss: named.AnyLoss, setting: Setting) -> int:
+def _own(loss: Compared, setting: Setting) -> int:
     assert isinstance(loss, named.PersistentAdversary | named.ChunkwiseSubsetReconLoss)
     return loss.n_samples
 
 
-def _chunks(loss: named.AnyLoss) -> Live:
+def _chunks(loss: Compared) -> Live:
     assert isinstance(loss, named.ChunkwiseSubsetReconLoss)
     return loss.sites_per_chunk
 
@@ -106,14 +110,14 @@ GRID: dict[str, Row] = {
 }
 
 
-def routing_from(loss: named.AnyLoss) -> Routing:
+def routing_from(loss: Compared) -> Routing:
     """The routing a class names; everywhere where it names none."""
     if not isinstance(loss, named.Routed):
         return AllRouting()
     return StaticProbability(loss.routing.p) if isinstance(loss.routing, NamedProbability) else UniformKSubset()
 
 
-def recon_term(loss: named.AnyLoss, pd: PD, has_sequence: bool, coeff: float) -> ReconTerm:
+def recon_term(loss: Compared, pd: PD, has_sequence: bool, coeff: float) -> ReconTerm:
     """The grid point of a recon loss."""
     row, setting = GRID[loss.type], Setting(pd, has_sequence)
     return ReconTerm(
@@ -127,7 +131,7 @@ def recon_term(loss: named.AnyLoss, pd: PD, has_sequence: bool, coeff: float) ->
     )
 
 
-def term_from(loss: named.AnyLoss, pd: PD, has_sequence: bool, coeff: float) -> Term:
+def term_from(loss: Compared, pd: PD, has_sequence: bool, coeff: float) -> Term:
     """The term that a loss of the run file describes, with the coefficient given."""
     match loss:
         case named.FaithfulnessLoss():

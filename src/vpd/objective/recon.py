@@ -66,6 +66,8 @@ class Persistent:
     sigmoid: bool = False
 
 
+EVERYWHERE = AllRouting()
+
 Source = Constant | Stochastic | FreshPGD | Persistent
 Live = Literal["all", "each"] | int
 Measure = Literal["output", "hidden_acts"]
@@ -88,7 +90,7 @@ class ReconTerm:
     name: str
     coeff: float
     source: Source
-    routing: Routing = AllRouting()
+    routing: Routing = EVERYWHERE
     live: Live = "all"
     n_samples: int = 1
     measure: Measure = "output"
@@ -163,7 +165,7 @@ def live_groups(term: ReconTerm, sites: Sequence[Site]) -> list[tuple[Site, ...]
 def recon_forwards(
     term: ReconTerm, scene: Scene, ci: Importances, key: Key[Array, ""], stored: Sources | None
 ) -> list[tuple[Sources, Routes]]:
-    """Sources and routing of every forward of a term. A constant source is held by the term, and a zero stands for it."""
+    """Sources and routing of every forward of a term; a zero stands for a constant source, which the term holds."""
     forwards: list[tuple[Sources, Routes]] = []
     for g, group in enumerate(live_groups(term, scene.sites)):
         for sample in range(term.n_samples):

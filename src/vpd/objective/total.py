@@ -14,7 +14,7 @@ from vpd.objective.adversary import AdversaryState, Sources, ascend
 from vpd.objective.faithfulness import faithfulness_loss
 from vpd.objective.minimality import ImportanceMinimality, SmoothL0
 from vpd.objective.recon import Persistent, ReconTerm, Scene, persistent_loss, recon_loss
-from vpd.randomness import stream
+from vpd.randomness import Seed, stream
 
 Weights = Mapping[str, Float[Array, "..."]]
 
@@ -55,20 +55,29 @@ def warm_up_adversaries(
     """``n_warmup_steps`` ascents of every active persistent term: V, U and CI held, all sites, all positions."""
     moved: dict[str, AdversaryState] = {}
     for name, (term, spec) in persistent_terms(terms).items():
-        lr = spec.lr(step, steps)
-
-        def ascent(state: AdversaryState, _: None, term: ReconTerm = term, spec: Persistent = spec, lr: Array = lr):
-            gradients = jax.grad(partial(persistent_loss, term, scene, ci.lower))(state.sources)
-            return ascend(state, gradients, lr, spec.optimizer, spec.sigmoid), None
-
-        def run(state: AdversaryState, ascent=ascent, n: int = spec.n_warmup_steps) -> AdversaryState:
-            return jax.lax.scan(ascent, state, None, length=n)[0]
-
-        state = adversaries[name]
-        moved[name] = (
-            run(state) if spec.first_step == 0 else jax.lax.cond(step >= spec.first_step, run, lambda s: s, state)
-        )
+        climb = partial(_climb, term, spec, scene, ci.lower, spec.lr(step, steps))
+        if spec.first_step == 0:
+            moved[name] = climb(adversaries[name])
+        else:
+            moved[name] = jax.lax.cond(step >= spec.first_step, climb, lambda s: s, adversaries[name])
     return moved
+
+
+def _climb(
+    term: ReconTerm,
+    spec: Persistent,
+    scene: Scene,
+    lower: Mapping[str, Array],
+    lr: Float[Array, ""],
+    state: AdversaryState,
+) -> AdversaryState:
+    """The warm-up ascents of one persistent term."""
+
+    def ascent(state: AdversaryState, _: None) -> tuple[AdversaryState, None]:
+        gradients = jax.grad(partial(persistent_loss, term, scene, lower))(state.sources)
+        return ascend(state, gradients, lr, spec.optimizer, spec.sigmoid), None
+
+    return jax.lax.scan(ascent, state, None, length=spec.n_warmup_steps)[0]
 
 
 def total_loss(
@@ -80,7 +89,7 @@ def total_loss(
     sources: Mapping[str, Sources],
     step: Int[Array, ""],
     steps: int,
-    seed: Int[Array, ""] | int,
+    seed: Seed,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The objective of one step and its terms by name; a term that is not active contributes nothing and logs NaN.
 

@@ -57,7 +57,7 @@ def _frozen(
 
 
 def clean_forward(target: Target, batch: Batch) -> tuple[Shaped[Array, "..."], dict[str, Shaped[Array, "..."]]]:
-    """Clean output and the input of every decomposable matrix, ``{name: [*leading, d_in]}``, in one all-frozen forward."""
+    """Clean output and the input of every matrix, ``{name: [*leading, d_in]}``, in one all-frozen forward."""
     inputs: dict[str, Shaped[Array, "..."]] = {}
 
     def seam(
@@ -106,7 +106,7 @@ def masked_forward(
 
 
 def frozen_weights(target: Target, batch: Batch) -> dict[str, Float[Array, "..."]]:
-    """The weight that each matrix hands to the seam, ``{name: [d_in, d_out]}``; what the forward made for it is unused."""
+    """The weight that each matrix hands to the seam, ``{name: [d_in, d_out]}``; under jit nothing else is computed."""
     weights: dict[str, Float[Array, "..."]] = {}
 
     def seam(

@@ -1,6 +1,7 @@
-"""Toy model of superposition: ``out = relu(h Wᵀ + b)``, ``h = x W``, optionally with hidden layers in between."""
+"""Toy model of superposition: ``out = relu(h Wᵀ + b)``, ``h = x W``, optionally with hidden layers between."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import equinox as eqx
 import jax
@@ -9,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from vpd.decomposition.components import SiteKind
-from vpd.randomness import stream
+from vpd.randomness import Seed, stream
 from vpd.targets.base import Seam, clean_forward
 
 
@@ -44,7 +45,7 @@ class TMS(eqx.Module):
         return {"linear1": (f, h, "linear"), **hidden, "linear2": (h, f, "linear")}
 
 
-def init_tms(n_features: int, n_hidden: int, n_hidden_layers: int, seed: int | Int[Array, ""]) -> TMS:
+def init_tms(n_features: int, n_hidden: int, n_hidden_layers: int, seed: Seed) -> TMS:
     """Xavier-normal W, zero bias, hidden layers exactly the identity."""
     W = jax.random.normal(stream(seed, "tms/init"), (n_features, n_hidden)) * (2 / (n_features + n_hidden)) ** 0.5
     hidden = tuple(jnp.eye(n_hidden) for _ in range(n_hidden_layers))
@@ -54,9 +55,9 @@ def init_tms(n_features: int, n_hidden: int, n_hidden_layers: int, seed: int | I
 def pretrain_tms(
     model: TMS, draw: Callable[[Int[Array, ""]], Float[Array, "batch f"]], steps: int, lr: float
 ) -> tuple[TMS, Float[Array, ""]]:
-    """Train a TMS to reconstruct its sparse inputs: AdamW, constant learning rate, weight decay 0.01 (METHOD section 9).
+    """Train a TMS to reconstruct its sparse inputs: AdamW, constant learning rate, weight decay 0.01.
 
-    W and the bias are trained; hidden layers stay the identities they are, as in the published ``-id`` targets.
+    Hidden layers stay the identities they are, as in the published ``-id`` targets (METHOD section 9).
 
     Args:
         model: fresh, tied.
@@ -68,27 +69,28 @@ def pretrain_tms(
         The trained target and its mean squared error on the last batch.
     """
     optimizer = optax.adamw(lr, weight_decay=0.01)
-    Trained = tuple[Array, Array]
+    start = {"linear1": model.linear1, "bias": model.bias}
 
-    def with_trained(trained: Trained) -> TMS:
-        return eqx.tree_at(lambda m: (m.linear1, m.bias), model, trained)
+    def with_trained(trained: dict[str, Array]) -> TMS:
+        return replace(model, **trained)
 
-    def loss(trained: Trained, x: Float[Array, "batch f"]) -> Float[Array, ""]:
+    def loss(trained: dict[str, Array], x: Float[Array, "batch f"]) -> Float[Array, ""]:
         return jnp.mean(jnp.square(clean_forward(with_trained(trained), x)[0] - x))
 
     def update(
-        i: Int[Array, ""], carry: tuple[Trained, optax.OptState, Array]
-    ) -> tuple[Trained, optax.OptState, Array]:
+        i: Int[Array, ""], carry: tuple[dict[str, Array], optax.OptState, Array]
+    ) -> tuple[dict[str, Array], optax.OptState, Array]:
         trained, state, _ = carry
         value, gradients = jax.value_and_grad(loss)(trained, draw(i))
         updates, state = optimizer.update(gradients, state, trained)
-        return (trained[0] + updates[0], trained[1] + updates[1]), state, value
+        moved = jax.tree.map(jnp.add, trained, updates)
+        return moved, state, value
 
     @jax.jit
-    def run(trained: Trained, n: Int[Array, ""]) -> tuple[Trained, Array]:
-        start = (trained, optimizer.init(trained), jnp.zeros(()))
-        trained, _, value = jax.lax.fori_loop(jnp.zeros_like(n), n, update, start)
+    def run(trained: dict[str, Array], n: Int[Array, ""]) -> tuple[dict[str, Array], Array]:
+        first = (trained, optimizer.init(trained), jnp.zeros(()))
+        trained, _, value = jax.lax.fori_loop(jnp.zeros_like(n), n, update, first)
         return trained, value
 
-    trained, value = run((model.linear1, model.bias), jnp.asarray(steps, jnp.int32))
+    trained, value = run(start, jnp.asarray(steps, jnp.int32))
     return with_trained(trained), value

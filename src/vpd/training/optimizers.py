@@ -32,7 +32,7 @@ class AdamW:
     clip_norm: float | None = None
     eps: float = 1e-8
 
-    def init(self, params: Tree) -> Moments:
+    def init(self, params: PyTree[Float[Array, "..."]]) -> Moments:
         """Zero moments."""
         return Moments(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
 

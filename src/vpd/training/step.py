@@ -14,7 +14,7 @@ from vpd.importance import CausalImportances, CIFunction, causal_importances, sq
 from vpd.objective import AdversaryState, Scene, Term, ascend, total_loss, warm_up_adversaries
 from vpd.objective.adversary import Sources
 from vpd.objective.total import persistent_terms
-from vpd.randomness import stream
+from vpd.randomness import Seed, stream
 from vpd.targets import Target, clean_forward, frozen_weights
 from vpd.training.optimizers import AdamW
 from vpd.training.state import Decomposition, Training, TrainState
@@ -62,7 +62,7 @@ def importances(
     components: ComponentSet,
     inputs: dict[str, Shaped[Array, "..."]],
     step: Int[Array, ""] | int,
-    seed: Int[Array, ""] | int,
+    seed: Seed,
 ) -> CausalImportances:
     """One evaluation of the CI function on clean site inputs, squashed twice."""
     z = cast_compute(problem, ci_fn)(inputs, cast_compute(problem, components))
@@ -83,7 +83,7 @@ def step_gradients(
     target: Target,
     state: TrainState,
     batch: Shaped[Array, "..."],
-    seed: Int[Array, ""] | int,
+    seed: Seed,
 ) -> tuple[Gradients, Logs]:
     """Everything of a step up to the updates of the parameters; arguments as for :func:`train_step`.
 
@@ -139,7 +139,7 @@ def train_step(
     target: Target,
     state: TrainState,
     batch: Shaped[Array, "..."],
-    seed: Int[Array, ""] | int,
+    seed: Seed,
 ) -> tuple[TrainState, Logs]:
     """One update of components, CI function and adversaries.
 
@@ -189,7 +189,10 @@ def last_ascents(
     return moved
 
 
-Draw = Callable[[Int[Array, ""], Int[Array, ""]], Shaped[Array, "..."]]
+Draw = Callable[[Seed, Int[Array, ""]], Shaped[Array, "..."]]
+
+
+_Carry = tuple[Int[Array, ""], TrainState, Logs]
 
 
 def run_steps(
@@ -197,7 +200,7 @@ def run_steps(
     target: Target,
     state: TrainState,
     n: Int[Array, ""],
-    seed: Int[Array, ""],
+    seed: Seed,
     draw: Draw,
 ) -> tuple[TrainState, Logs]:
     """Up to ``n`` steps in one program; ``n`` is a traced trip count, so one compile serves every dispatch.
@@ -215,16 +218,15 @@ def run_steps(
     Returns:
         The state after the last step and that step's scalars.
     """
-    Carry = tuple[Int[Array, ""], TrainState, Logs]
 
     def one(state: TrainState) -> tuple[TrainState, Logs]:
         return train_step(problem, target, state, draw(seed, state.training.step), seed)
 
-    def body(carry: Carry) -> Carry:
+    def body(carry: _Carry) -> _Carry:
         done, state, _ = carry
         return done + 1, *one(state)
 
-    def proceed(carry: Carry) -> Array:
+    def proceed(carry: _Carry) -> Array:
         done, _, logs = carry
         return (done < n) & ((done == 0) | jnp.isfinite(logs["loss/total"]))
 

@@ -1,0 +1,223 @@
+"""``vpd reproduce``: a published toy result over several seeds, beside the published row."""
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from statistics import mean, stdev
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vpd.config import RunConfig, read_document, read_run_file
+from vpd.errors import ConfigError
+from vpd.run_directory import RunDirectory, finite, write_atomically
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of the SPD paper (arXiv:2506.20790): mean and standard deviation over seeds, live subcomponents a site."""
+
+    mmcs: tuple[float, float]
+    ml2r: tuple[float, float]
+    live: Mapping[str, int]
+
+
+PUBLISHED: dict[str, Published] = {
+    "tms-5-2": Published((1.000, 0.000), (0.993, 0.002), {"linear1": 5, "linear2": 5}),
+    "tms-5-2-id": Published((1.000, 0.000), (0.992, 0.010), {"linear1": 5, "hidden_layers.0": 2, "linear2": 5}),
+    "tms-40-10": Published((1.000, 0.000), (1.010, 0.007), {"linear1": 40, "linear2": 40}),
+    "tms-40-10-id": Published((1.000, 0.000), (1.031, 0.001), {"linear1": 40, "hidden_layers.0": 10, "linear2": 40}),
+}
+OBJECTIVES = ("spd", "vpd")
+PUBLISHED_SETTINGS: Mapping[str, object] = {
+    "steps": 40000,
+    "batch_size": 4096,
+    "components_optimizer": {"lr_schedule": {"start_val": 1e-3, "fn_type": "cosine", "final_val_frac": 0.0}},
+    "ci_fn_optimizer": {"lr_schedule": {"start_val": 1e-3, "fn_type": "cosine", "final_val_frac": 0.0}},
+}
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One seed's run directory, step, metrics and verdict."""
+
+    seed: int
+    path: str
+    metrics: Mapping[str, float]
+    verdict: Sequence[Mapping[str, object]]
+    seconds: float
+
+    @property
+    def solved(self) -> bool:
+        """Whether every bar of the verdict holds."""
+        return bool(self.verdict) and all(row["ok"] is not False for row in self.verdict)
+
+
+def reproduce_command(
+    name: str,
+    seeds: int,
+    objective: str,
+    published: bool,
+    untied: bool,
+    out_dir: Path,
+    jobs: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Train every seed, several at a time, and print each beside the published row.
+
+    Seeds that are finished in ``out_dir`` already are read, not trained again.
+    """
+    configs = [_configured(name, objective, published, untied, seed, out_dir) for seed in range(seeds)]
+    results = _train_all(configs, jobs or os.cpu_count() or 1, quiet)
+    label = f"{name}, {'untied, ' if untied else ''}{objective} losses{', published settings' if published else ''}"
+    summary = summarise(name, objective, published, untied, results)
+    folder = out_dir / _label(name, objective, published, untied)
+    write_atomically(folder.with_suffix(".json"), json.dumps(finite(summary), indent=2) + "\n")
+    if as_json:
+        typer.echo(json.dumps(finite(summary)))
+    else:
+        _print(name, label, results)
+        typer.echo(f"all figures: {folder.with_suffix('.json')}")
+    return 0
+
+
+def recipe(name: str, objective: str) -> Path:
+    """The run file that ships with the package.
+
+    Raises:
+        ConfigError: a name or an objective there is none for.
+    """
+    if name not in PUBLISHED:
+        raise ConfigError(f"there is no reproduction {name!r}; choose one of {', '.join(PUBLISHED)}")
+    if objective not in OBJECTIVES:
+        raise ConfigError(f"there is no objective {objective!r}; choose spd (the published losses) or vpd")
+    file = Path(str(resources.files("vpd") / "recipes" / f"{name}{'.vpd' if objective == 'vpd' else ''}.yaml"))
+    if not file.exists():
+        raise ConfigError(f"{name} has no recipe under the VPD objective; use --objective spd, or tms-5-2")
+    return file
+
+
+def _configured(name: str, objective: str, published: bool, untied: bool, seed: int, out_dir: Path) -> RunConfig:
+    content = read_document(recipe(name, objective))
+    pd = content["pd"]
+    assert isinstance(pd, dict)
+    pd |= {"seed": seed} | (dict(PUBLISHED_SETTINGS) if published else {}) | ({"tied_weights": []} if untied else {})
+    label = _label(name, objective, published, untied)
+    return read_run_file(content | {"out_dir": str(out_dir / label), "run_id": f"seed-{seed}"}).config
+
+
+def _label(name: str, objective: str, published: bool, untied: bool) -> str:
+    return "-".join([name, objective] + ["published"] * published + ["untied"] * untied)
+
+
+def _train_all(configs: Sequence[RunConfig], jobs: int, quiet: bool) -> list[SeedResult]:
+    """Each seed in a process of its own: a toy uses one core."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    # Spawned, not forked: JAX's threads don't survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with (
+        Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=quiet) as bars,
+        ProcessPoolExecutor(min(jobs, len(configs)), mp_context=context) as pool,
+    ):
+        futures = [pool.submit(_train_one, config) for config in configs]
+        tasks = [bars.add_task(f"seed {config.pd.seed}", total=config.pd.steps) for config in configs]
+        while not all(future.done() for future in futures):
+            for task, config, future in zip(tasks, configs, futures, strict=True):
+                bars.update(task, completed=_progress(config, future))
+            time.sleep(0.5)
+        for task, config in zip(tasks, configs, strict=True):
+            bars.update(task, completed=config.pd.steps)
+    return [future.result() for future in futures]
+
+
+def _progress(config: RunConfig, future: "Future[SeedResult]") -> int:
+    if future.done():
+        return config.pd.steps
+    metrics = RunDirectory(Path(str(config.out_dir)) / str(config.run_id)).metrics
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, metrics.stat().st_size - 8192))
+            lines = file.read().split(b"\n")
+        return int(json.loads(lines[-2])["step"])
+    except (OSError, ValueError, IndexError, KeyError):
+        return 0
+
+
+def _train_one(config: RunConfig) -> SeedResult:
+    from vpd.evaluation.report import read_records
+    from vpd.experiment import run
+
+    began = time.monotonic()
+    outcome = run(config, quiet=True)
+    last = read_records(outcome.directory.path).eval[-1]
+    metrics, verdict = last["metrics"], last["verdict"]
+    assert isinstance(metrics, dict) and isinstance(verdict, list)
+    numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
+    rows = [row for row in verdict if isinstance(row, dict)]
+    return SeedResult(config.pd.seed, str(outcome.directory.path), numbers, rows, time.monotonic() - began)
+
+
+def summarise(
+    name: str, objective: str, published: bool, untied: bool, results: Sequence[SeedResult]
+) -> dict[str, object]:
+    """Everything that was found, for a file."""
+    row = PUBLISHED[name]
+    return {
+        "name": name,
+        "objective": objective,
+        "published_settings": published,
+        "untied": untied,
+        "solved": sum(result.solved for result in results),
+        "seeds": [
+            {"seed": r.seed, "solved": r.solved, "path": r.path, "seconds": r.seconds, "metrics": dict(r.metrics)}
+            for r in results
+        ],
+        "published": {"mmcs": row.mmcs, "ml2r": row.ml2r, "live": dict(row.live)},
+    }
+
+
+def _print(name: str, label: str, results: Sequence[SeedResult]) -> None:
+    published = PUBLISHED[name]
+    table = Table(title=f"{label}: {sum(r.solved for r in results)} of {len(results)} seeds solved")
+    for column in ("seed", "live (" + " / ".join(published.live) + ")", "IdentityCIError 0.1 (0.2)"):
+        table.add_column(column)
+    for column in ("MMCS", "rank-one cosine", "ML2R", "solved"):
+        table.add_column(column, justify="right")
+    for r in results:
+        error = f"{r.metrics['IdentityCIError/total']:.0f} ({r.metrics['IdentityCIError/total@0.2']:.0f})"
+        live = " / ".join(f"{_live(r, site):.0f}" for site in published.live)
+        scores = [f"{_over_sites(r, key):.4f}" for key in ("MMCS", "MMCS_rank_one", "ML2R")]
+        table.add_row(str(r.seed), live, error, *scores, "yes" if r.solved else "no")
+    table.add_section()
+    spread = [_mean_sd([_over_sites(r, key) for r in results]) for key in ("MMCS", "MMCS_rank_one", "ML2R")]
+    table.add_row("mean ± sd", "", "", *spread, "")
+    live = " / ".join(str(n) for n in published.live.values())
+    paper = [f"{m:.3f} ± {sd:.3f}" for m, sd in (published.mmcs, published.ml2r)]
+    table.add_row("published", live, "", paper[0], "", paper[1], "")
+    Console(highlight=False).print(table)
+
+
+def _live(result: SeedResult, site: str) -> float:
+    return next(
+        float(str(row["value"]))
+        for row in result.verdict
+        if (row["site"], row["measure"]) == (site, "live subcomponents")
+    )
+
+
+def _over_sites(result: SeedResult, key: str) -> float:
+    return mean(value for name, value in result.metrics.items() if name.startswith(f"{key}/"))
+
+
+def _mean_sd(values: Sequence[float]) -> str:
+    return f"{mean(values):.4f} ± {stdev(values) if len(values) > 1 else 0.0:.4f}"

@@ -1,0 +1,75 @@
+"""The house: a room imports only from rooms below it, every module says what it is for, no private dialect."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src" / "vpd"
+ROOMS = (
+    "errors",
+    "randomness",
+    "run_directory",
+    "decomposition",
+    "config",
+    "importance",
+    "data",
+    "targets",
+    "objective",
+    "training",
+    "evaluation",
+    "progress",
+    "experiment",
+    "analysis",
+    "face",
+    "commands",
+    "cli",
+)
+MODULES = sorted(SRC.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    return path.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: write imports from the top"
+            names.add(node.module)
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("vpd.")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SRC)))
+def test_imports_go_down(path: Path) -> None:
+    if path == SRC / "__init__.py":
+        return
+    height = ROOMS.index(room(path))
+    upwards = {other for other in imported_rooms(path) if ROOMS.index(other) > height}
+    assert not upwards, f"{path.relative_to(SRC)} reaches up into {sorted(upwards)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SRC)))
+def test_module_says_what_for(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), f"{path} has no docstring"
+    assert len(path.read_text().splitlines()) <= 500, f"{path}: look for the seam"
+
+
+def test_mathematics_knows_no_files() -> None:
+    """The core is functions of arrays: outside its doors it reads no configuration, opens and prints nothing."""
+    doors = {"build.py", "weights.py"}
+    for name in ("decomposition", "importance", "objective", "targets"):
+        for path in sorted((SRC / name).rglob("*.py")):
+            if path.name in doors:
+                continue
+            assert not imported_rooms(path) & {"config", "run_directory"}, path
+            calls = {
+                n.func.id
+                for n in ast.walk(ast.parse(path.read_text()))
+                if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+            }
+            assert not calls & {"open", "print"}, path
