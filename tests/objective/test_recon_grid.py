@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from objective.scenes import (
-    FRESH,
     LOSSES,
     STORED,
     chain,
@@ -105,7 +104,7 @@ def test_forwards_live_sites_routing_and_delta(name: str, scene) -> None:
             importances_of(scene),
             stored_of(scene),
         )
-    assert [tuple(masks) for masks in forwards.masks] == FORWARDS[name]
+    assert [set(masks) for masks in forwards.masks] == [set(live) for live in FORWARDS[name]]
     assert term.routing == ROUTED.get(name, AllRouting())
     for masks in forwards.masks:
         for mask in masks.values():
@@ -129,7 +128,7 @@ def test_warm_up_ascents_run_all_sites_at_all_positions(name: str, scene) -> Non
         )
     # Two ascents, traced once for both.
     assert term.source.n_warmup_steps == 2
-    assert [tuple(masks) for masks in forwards.masks] == ALL
+    assert [set(masks) for masks in forwards.masks] == [set(ALL[0])]
     assert all(mask.routing is None for mask in forwards.masks[0].values())
 
 
@@ -192,7 +191,8 @@ def test_deterministic_losses_against_numpy(hidden: int) -> None:
         np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
 
 
-def test_the_total_is_the_weighted_sum_of_its_terms(scene) -> None:
+def test_the_total_is_the_weighted_sum_of_its_terms() -> None:
+    scene = scene_of(tms())
     losses = [
         {"type": "FaithfulnessLoss", "coeff": 3.0},
         {"type": "ImportanceMinimalityLoss", "coeff": 0.25, "pnorm": 2.0, "beta": 0.5},
@@ -200,36 +200,24 @@ def test_the_total_is_the_weighted_sum_of_its_terms(scene) -> None:
         {"type": "StochasticReconLoss", "coeff": 2.0},
         {"type": "StochasticReconLoss", "coeff": 0.5, "name": "again"},
         {"type": "PersistentPGDReconLoss", "coeff": 0.5} | STORED,
-        {"type": "PGDReconLoss", "coeff": 1.5} | FRESH,
     ]
-    pd = pd_of(losses)
-    weights = frozen_weights(scene.target, scene.batch)
-    ci = importances_of(scene)
+    pd = pd_of(losses, n_mask_samples=1)
+    terms, weights, ci = terms_from(pd, False), frozen_weights(scene.target, scene.batch), importances_of(scene)
+    assert [term.name for term in terms] == [loss.get("name", loss["type"]) for loss in losses]
+    stored = {"PersistentPGDReconLoss": stored_of(scene)}
 
     @jit
-    def run(step, seed, stored):
-        return total_loss(
-            terms_from(pd, True),
-            scene,
-            scene.components,
-            weights,
-            CausalImportances(ci, ci),
-            {"PersistentPGDReconLoss": stored},
-            step,
-            pd.steps,
-            seed,
-        )
+    def run(step, seed):
+        both = CausalImportances(ci, ci)
+        return total_loss(terms, scene, scene.components, weights, both, stored, step, pd.steps, seed)
 
-    total, logs = run(np.int32(0), np.int32(0), stored_of(scene))
-    keys = [loss.get("name", loss["type"]) for loss in losses]
-    assert [k for k in logs if "/" not in k] == keys or set(logs) - {"ImportanceMinimalityLoss/beta_free"} == set(keys)
-    want = sum(loss["coeff"] * float(logs[key]) for loss, key in zip(losses, keys, strict=True))
-    np.testing.assert_allclose(total, want, rtol=1e-5)
+    total, logs = run(np.int32(0), np.int32(0))
+    assert set(logs) == {term.name for term in terms} | {"ImportanceMinimalityLoss/beta_free"}
+    np.testing.assert_allclose(total, sum(term.coeff * float(logs[term.name]) for term in terms), rtol=1e-5)
+    # Every draw is a function of seed, step and name.
     assert logs["StochasticReconLoss"] != logs["again"]
-    # Draws are a function of seed and step.
-    stored = stored_of(scene)
-    np.testing.assert_array_equal(run(np.int32(0), np.int32(0), stored)[1]["again"], logs["again"])
+    np.testing.assert_array_equal(run(np.int32(0), np.int32(0))[1]["again"], logs["again"])
     for step, seed in ((1, 0), (0, 1)):
-        other = run(np.int32(step), np.int32(seed), stored)[1]
-        assert other["again"] != logs["again"] and other["PGDReconLoss"] != logs["PGDReconLoss"]
+        other = run(np.int32(step), np.int32(seed))[1]
+        assert other["again"] != logs["again"]
         np.testing.assert_array_equal(other["CIMaskedReconLoss"], logs["CIMaskedReconLoss"])

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vpd.commands.tables import results
 from vpd.config import RunConfig, read_document, read_run_file
 from vpd.errors import ConfigError
 from vpd.run_directory import RunDirectory, finite, write_atomically
@@ -189,7 +190,7 @@ def summarise(
 def _print(name: str, label: str, results: Sequence[SeedResult]) -> None:
     published = PUBLISHED[name]
     table = Table(title=f"{label}: {sum(r.solved for r in results)} of {len(results)} seeds solved")
-    for column in ("seed", "live (" + " / ".join(published.live) + ")", "IdentityCIError 0.1 (0.2)"):
+    for column in ("seed", "live: " + " / ".join(published.live), "CI error at 0.1 (0.2)"):
         table.add_column(column)
     for column in ("MMCS", "rank-one cosine", "ML2R", "solved"):
         table.add_column(column, justify="right")
@@ -204,7 +205,7 @@ def _print(name: str, label: str, results: Sequence[SeedResult]) -> None:
     live = " / ".join(str(n) for n in published.live.values())
     paper = [f"{m:.3f} ± {sd:.3f}" for m, sd in (published.mmcs, published.ml2r)]
     table.add_row("published", live, "", paper[0], "", paper[1], "")
-    Console(highlight=False).print(table)
+    results().print(table)
 
 
 def _live(result: SeedResult, site: str) -> float:

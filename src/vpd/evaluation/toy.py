@@ -14,7 +14,7 @@ from vpd.evaluation.identity import dense_error, identity_error
 from vpd.targets import TMS, frozen_weights
 from vpd.training.state import Decomposition
 
-Metrics = dict[str, float]
+Metrics = dict[str, float | int]
 VerdictRow = dict[str, object]
 SingleFeatures = Mapping[str, Float[np.ndarray, "..."]]
 
@@ -112,5 +112,5 @@ def truth_verdict(target: TMS, truth: Mapping[str, Match], single: SingleFeature
     return rows
 
 
-def _row(measure: str, site: str, value: float, expected: str, ok: bool) -> VerdictRow:
+def _row(measure: str, site: str, value: float | int, expected: str, ok: bool) -> VerdictRow:
     return {"measure": measure, "site": site, "value": value, "expected": expected, "ok": bool(ok)}

@@ -1,0 +1,208 @@
+"""The evaluation pass: scalars against a re-computation in NumPy over the same batches, every metric in the output."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vpd.config import read_run_file
+from vpd.evaluation.drawing import write_figures
+from vpd.evaluation.suite import Suite
+from vpd.experiment import Experiment, build, first_state
+from vpd.targets import init_tms
+from vpd.training.state import TrainState
+
+METRICS = [
+    {"type": "CI_L0", "ci_alive_threshold": 0.1, "groups": {"both": ["*"], "first": ["linear1"]}},
+    {"type": "IdentityCIError", "identity_ci": [{"layer_pattern": "linear*", "n_features": 4}]},
+    {"type": "PGDReconLoss", "init": "random", "step_size": 0.1, "n_steps": 3, "mask_scope": "c"},
+    {"type": "PGDReconLoss", "name": "strong", "init": "random", "step_size": 0.1, "n_steps": 30, "mask_scope": "c"},
+    {"type": "CIMaskedReconLoss"},
+    {"type": "CIMaskedReconLayerwiseLoss"},
+    {"type": "UnmaskedReconLoss"},
+    {"type": "CIHiddenActsReconLoss"},
+    {"type": "StochasticHiddenActsReconLoss"},
+    {"type": "CIHistograms", "n_batches_accum": 2},
+    {"type": "ComponentActivationDensity", "ci_alive_threshold": 0.2},
+    {"type": "CIMeanPerComponent"},
+    {"type": "PermutedCIPlots"},
+    {"type": "UVPlots"},
+]
+CONTENT = {
+    "target": {"n_features": 4, "n_hidden": 2, "pretrain": {"steps": 1, "batch_size": 8, "lr": 1e-3}},
+    "data": {"feature_probability": 0.4},
+    "pd": {
+        "seed": 3,
+        "n_mask_samples": 2,
+        "decomposition_targets": [{"module_pattern": "linear*", "C": 6}],
+        "ci_config": {"mode": "layerwise", "fn_type": "mlp", "hidden_dims": [5]},
+        "steps": 100,
+        "batch_size": 8,
+        "loss_metrics": [
+            {"type": "FaithfulnessLoss", "coeff": 1.0},
+            {"type": "ImportanceMinimalityLoss", "coeff": 0.1, "pnorm": 2.0, "beta": 0.5,
+             "p_anneal_start_frac": 0.0, "p_anneal_final_p": 1.0},
+            {"type": "StochasticReconLoss", "coeff": 1.0},
+            {"type": "PersistentPGDReconLoss", "coeff": 0.5, "scope": {"type": "bc"}, "start_frac": 0.5,
+             "optimizer": {"type": "adam", "lr_schedule": {"start_val": 0.01}}},
+        ],
+        "components_optimizer": {"lr_schedule": {"start_val": 0.01}},
+        "ci_fn_optimizer": {"lr_schedule": {"start_val": 0.01}},
+    },
+    "cadence": {"train_log_every": 10},
+    "eval": {"batch_size": 16, "n_steps": 3, "every": 10, "slow_every": 10, "metrics": METRICS},
+}  # fmt: skip
+
+
+@cache
+def scene() -> tuple[Experiment, TrainState, Suite]:
+    """A random decomposition of a random TMS, with importances spread over [0, 1]."""
+    experiment = build(read_run_file(CONTENT).config, init_tms(4, 2, 0, 1))
+    assert experiment.eval_batch is not None
+    state = first_state(experiment)
+    spread = jax.tree.map(
+        lambda x: x + 0.3 * jnp.sin(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape), state.decomposition.ci_fn
+    )
+    state = TrainState(type(state.decomposition)(state.decomposition.components, spread), state.training)
+    return experiment, state, Suite(experiment.config, experiment.problem, experiment.target, experiment.eval_batch)
+
+
+def batches(first: int) -> np.ndarray:
+    """The three batches of a pass."""
+    draw = scene()[0].eval_batch
+    assert draw is not None
+    return np.stack([draw(jnp.uint32(3), jnp.int32(first + i)) for i in range(3)])
+
+
+def clip01(z: np.ndarray) -> np.ndarray:
+    return np.clip(z, 0, 1)
+
+
+class Numpy:
+    """The same network and decomposition, written again."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        experiment, state, _ = scene()
+        self.W1, self.b = np.asarray(experiment.target.linear1), np.asarray(experiment.target.bias)
+        self.W = {"linear1": self.W1, "linear2": self.W1.T}
+        parts = {s: state.decomposition.components[s] for s in self.W}
+        self.V = {s: np.asarray(p.V) for s, p in parts.items()}
+        self.U = {s: np.asarray(p.U) for s, p in parts.items()}
+        self.x = x
+        self.inputs = {"linear1": x, "linear2": x @ self.W1}
+        self.clean = np.maximum(self.inputs["linear2"] @ self.W1.T + self.b, 0)
+        self.z = {s: self.gate(state.decomposition.ci_fn.sites[s], self.inputs[s] @ self.V[s]) for s in self.W}
+        self.lower = {s: clip01(z) for s, z in self.z.items()}
+        self.upper = {s: np.where(z > 1, 1 + 0.01 * (z - 1), clip01(z)) for s, z in self.z.items()}
+
+    @staticmethod
+    def gate(mlp, a: np.ndarray) -> np.ndarray:
+        from scipy.special import ndtr
+
+        u = a[..., None] * np.asarray(mlp.hidden[0].W)[:, 0, :] + np.asarray(mlp.hidden[0].b)
+        return (u * ndtr(u) * np.asarray(mlp.out.W)[:, :, 0]).sum(-1) + np.asarray(mlp.out.b)[:, 0]
+
+    def masked(self, masks: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        outputs, h = {}, self.x
+        for s in ("linear1", "linear2"):
+            h = ((h @ self.V[s]) * masks[s]) @ self.U[s] if s in masks else h @ self.W[s]
+            h = outputs[s] = h + self.b if s == "linear2" else h
+        return np.maximum(h, 0), outputs
+
+    def recon(self, masks: dict[str, np.ndarray]) -> float:
+        return float(np.mean((self.masked(masks)[0] - self.clean) ** 2))
+
+
+@pytest.mark.parametrize("step", [0, 60])
+def test_scalars_against_numpy(step: int) -> None:
+    _, state, suite = scene()
+    got = suite.evaluate(state.decomposition, state.training.adversaries, step).metrics
+    x = batches(first=-(-step // 10) * 3)
+    pieces = [Numpy(b) for b in x]
+    whole = Numpy(x.reshape(-1, 4))
+    ones = {s: np.ones_like(ci) for s, ci in pieces[0].lower.items()}
+    want = {
+        "loss/CIMaskedReconLoss": np.mean([p.recon(p.lower) for p in pieces]),
+        "loss/UnmaskedReconLoss": np.mean([p.recon(ones) for p in pieces]),
+        "loss/CIMaskedReconLayerwiseLoss": np.mean(
+            [np.mean([p.recon({s: p.lower[s]}) for s in p.lower]) for p in pieces]
+        ),
+        "loss/FaithfulnessLoss": sum(((p := whole).W[s] - p.V[s] @ p.U[s]).__pow__(2).sum() for s in whole.W) / 16,
+    }
+    N = x.shape[0] * x.shape[1]
+    p = 2 - step / 100
+    S = {s: ((ci + 1e-12) ** p).sum(0) for s, ci in whole.upper.items()}
+    want["loss/ImportanceMinimalityLoss"] = sum((v / N * (1 + 0.5 * np.log2(1 + v))).sum() for v in S.values())
+    counts = {s: (ci > 0.1).sum() / N for s, ci in whole.lower.items()}
+    want |= {f"CI_L0/{s}": c for s, c in counts.items()}
+    want |= {"CI_L0/both": sum(counts.values()), "CI_L0/first": counts["linear1"]}
+    _, outputs = whole.masked(whole.lower)
+    clean = {"linear1": whole.inputs["linear2"], "linear2": whole.inputs["linear2"] @ whole.W1.T + whole.b}
+    errors = {s: ((outputs[s] - clean[s]) ** 2).sum() for s in clean}
+    want |= {f"CIHiddenActsReconLoss/{s}": errors[s] / clean[s].size for s in clean}
+    want["loss/CIHiddenActsReconLoss"] = sum(errors.values()) / sum(c.size for c in clean.values())
+    for name, value in want.items():
+        assert got[name] == pytest.approx(float(value), rel=1e-5, abs=1e-7), name
+
+
+def test_counts_and_histogram_against_numpy() -> None:
+    _, state, suite = scene()
+    found = suite.evaluate(state.decomposition, state.training.adversaries, 0)
+    x = batches(0)
+    whole, first_two = Numpy(x.reshape(-1, 4)), Numpy(x[:2].reshape(-1, 4))
+    i = suite.what.thresholds.index(0.2)
+    for s in whole.lower:
+        np.testing.assert_array_equal(found.sums.active[s][i], (whole.lower[s] > 0.2).sum(0))
+        np.testing.assert_allclose(found.sums.ci[s], whole.lower[s].sum(0), rtol=1e-5)
+        counts, _ = np.histogram(first_two.lower[s], bins=50, range=(0, 1))
+        assert abs(found.sums.histogram[s] - counts).sum() <= 4  # entries on an edge may fall either way
+        assert found.sums.histogram[s].sum() == first_two.lower[s].size
+
+
+def test_every_metric_is_in_the_output_or_a_figure(tmp_path) -> None:
+    experiment, state, suite = scene()
+    found = suite.evaluate(state.decomposition, state.training.adversaries, 60)
+    assert experiment.config.eval is not None
+    folder = write_figures(
+        tmp_path, experiment.config.eval.metrics, suite.what, found, experiment.target, state.decomposition
+    )
+    drawn = {"CIHistograms": "ci_histogram", "PermutedCIPlots": "permuted_ci_plot", "UVPlots": "uv_plot"}
+    drawn |= {"ComponentActivationDensity": "activation_density", "CIMeanPerComponent": "ci_mean_spectrum"}
+    for metric in experiment.config.eval.metrics:
+        in_scalars = any(name.removeprefix("loss/").startswith(metric.key) for name in found.metrics)
+        in_figures = metric.type in drawn and (folder / f"{drawn[metric.type]}.png").stat().st_size > 1000
+        assert in_scalars or in_figures, metric.type
+    assert not [p for p in (tmp_path / "figures").iterdir() if p.name.startswith(".")]
+
+
+def test_a_stronger_adversary_finds_more_and_carries_its_budget() -> None:
+    _, state, suite = scene()
+    got = suite.evaluate(state.decomposition, state.training.adversaries, 60).metrics
+    assert got["loss/strong_30x0.1"] > got["loss/PGDReconLoss_3x0.1"] > got["loss/CIMaskedReconLoss"] * 0.5
+
+
+def test_persistent_terms_rest_before_their_start_and_are_left_alone() -> None:
+    _, state, suite = scene()
+    before = suite.evaluate(state.decomposition, state.training.adversaries, 40).metrics
+    after = suite.evaluate(state.decomposition, state.training.adversaries, 50).metrics
+    assert "loss/PersistentPGDReconLoss" not in before
+    assert after["loss/PersistentPGDReconLoss"] > 0
+
+
+def test_passes_take_the_next_batches_and_repeat() -> None:
+    _, state, suite = scene()
+    once, again, other = (
+        suite.evaluate(state.decomposition, state.training.adversaries, t).metrics for t in (60, 60, 70)
+    )
+    assert once == again
+    assert once["loss/CIMaskedReconLoss"] != other["loss/CIMaskedReconLoss"]
+
+
+def test_without_adversaries_persistent_terms_are_left_out() -> None:
+    experiment, state, _ = scene()
+    assert experiment.eval_batch is not None
+    suite = Suite(experiment.config, experiment.problem, experiment.target, experiment.eval_batch, adversaries=False)
+    found = suite.evaluate(state.decomposition, {}, 60)
+    assert "loss/PersistentPGDReconLoss" not in found.metrics and found.solved is False

@@ -1,0 +1,92 @@
+"""AdamW against optax, and the clip of the global norm."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from objective.scenes import jit, normal
+
+from vpd.objective import Schedule
+from vpd.training.optimizers import AdamW
+
+STEPS = 20
+PARAMS = {"a": normal(3, 4), "b": {"c": normal(5)}}
+GRADIENTS = {"a": normal(STEPS, 3, 4), "b": {"c": normal(STEPS, 5)}}
+
+
+def trajectory(optimizer: AdamW):
+    """Parameters after each of the steps, and the norms."""
+
+    @jit
+    def run(params):
+        def body(carry, given):
+            params, moments = carry
+            step, gradients = given
+            params, moments, norm = optimizer.update(params, gradients, moments, step, STEPS)
+            return (params, moments), (params, norm)
+
+        return jax.lax.scan(body, (params, optimizer.init(params)), (jnp.arange(STEPS, dtype=jnp.int32), GRADIENTS))[1]
+
+    return run(PARAMS)
+
+
+def by_optax(schedule: Schedule, betas: tuple[float, float], decay: float):
+    transformation = optax.adamw(
+        lambda step: schedule(step, STEPS), b1=betas[0], b2=betas[1], eps=1e-8, weight_decay=decay
+    )
+
+    @jit
+    def run(params):
+        def body(carry, gradients):
+            params, state = carry
+            updates, state = transformation.update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), params
+
+        return jax.lax.scan(body, (params, transformation.init(params)), GRADIENTS)[1]
+
+    return run(PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "betas", "decay"),
+    [
+        (Schedule(0.01), (0.9, 0.999), 0.0),
+        (Schedule(0.02, 0.2, 0.1, "cosine"), (0.5, 0.99), 0.1),
+        (Schedule(0.02, 0.0, 0.0, "linear"), (0.0, 0.9), 0.01),
+    ],
+)
+def test_equals_optax(schedule: Schedule, betas: tuple[float, float], decay: float) -> None:
+    got, _ = trajectory(AdamW(schedule, betas, decay))
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(by_optax(schedule, betas, decay)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=2e-6)
+
+
+def test_the_norm_is_global_and_before_clipping() -> None:
+    _, norms = trajectory(AdamW(Schedule(0.01), clip_norm=0.1))
+    want = np.sqrt(sum((np.asarray(g).reshape(STEPS, -1) ** 2).sum(1) for g in jax.tree.leaves(GRADIENTS)))
+    np.testing.assert_allclose(norms, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-7, 0.5, 1.0, 3.0])
+def test_clipping_scales_by_the_smaller_of_1_and_c_over_norm(size: float) -> None:
+    """With β₁ = 0 the first moment is the clipped gradient."""
+    gradients = {"a": jnp.asarray([0.6 * size, 0.0], jnp.float32), "b": jnp.asarray([0.8 * size], jnp.float32)}
+    optimizer = AdamW(Schedule(0.1), betas=(0.0, 0.9), clip_norm=1.0)
+    _, moments, norm = optimizer.update(
+        gradients, gradients, optimizer.init(gradients), jnp.zeros((), jnp.int32), STEPS
+    )
+    np.testing.assert_allclose(norm, size, rtol=1e-5)
+    scale = min(1.0, 1.0 / (size + 1e-6))
+    np.testing.assert_allclose(moments.m["a"], [0.6 * size * scale, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(moments.v["b"], [0.1 * (0.8 * size * scale) ** 2], rtol=1e-4)
+
+
+def test_a_rate_of_zero_moves_nothing_but_moments() -> None:
+    optimizer = AdamW(Schedule(0.1, warmup_pct=0.5), weight_decay=0.3)
+    gradients = jax.tree.map(lambda g: g[0], GRADIENTS)
+    params, moments, _ = optimizer.update(PARAMS, gradients, optimizer.init(PARAMS), jnp.zeros((), jnp.int32), STEPS)
+    for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(PARAMS), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert all(np.asarray(v).any() for v in jax.tree.leaves(moments))
