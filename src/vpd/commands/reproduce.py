@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vpd.commands.tables import results
+from vpd.commands.tables import results_console
 from vpd.config import RunConfig, read_document, read_run_file
 from vpd.errors import ConfigError
 from vpd.run_directory import RunDirectory, finite, write_atomically
@@ -205,7 +205,7 @@ def _print(name: str, label: str, results: Sequence[SeedResult]) -> None:
     live = " / ".join(str(n) for n in published.live.values())
     paper = [f"{m:.3f} ± {sd:.3f}" for m, sd in (published.mmcs, published.ml2r)]
     table.add_row("published", live, "", paper[0], "", paper[1], "")
-    results().print(table)
+    results_console().print(table)
 
 
 def _live(result: SeedResult, site: str) -> float:

@@ -9,7 +9,7 @@ from rich.table import Table
 Row = Mapping[str, object]
 
 
-def results() -> Console:
+def results_console() -> Console:
     """Standard output; wide enough for every table where it is piped."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
@@ -28,7 +28,7 @@ def print_verdict(rows: Sequence[Row], title: str) -> None:
         cells = [_cell(at.get((measure, site))) for site in sites]
         expected = list(dict.fromkeys(str(at[measure, s]["expected"]) for s in sites if (measure, s) in at))
         table.add_row(measure, *cells, " / ".join(expected))
-    results().print(table)
+    results_console().print(table)
 
 
 def _cell(row: Row | None) -> str:

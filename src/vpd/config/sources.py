@@ -28,7 +28,7 @@ class StaticProbability(Block):
 
 Routing = Annotated[UniformKSubset | StaticProbability, Field(discriminator="type")]
 
-# METHOD section 5. On a target without a sequence axis the older names for shapes with one lose that axis.
+# method.md §5. On a target without a sequence axis the older names for shapes with one lose that axis.
 _OLDER: dict[str, ScopeType] = {
     "single_source": "c",
     "shared_across_batch": "c",

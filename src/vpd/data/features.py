@@ -38,5 +38,5 @@ def sparse_features(
 
 
 def single_features(n_features: int, magnitude: float = 0.75) -> Float[Array, "n_features n_features"]:
-    """Each feature alone at ``magnitude``: the probe of METHOD section 10."""
+    """Each feature alone at ``magnitude``: the probe of method.md §10."""
     return magnitude * jnp.eye(n_features)

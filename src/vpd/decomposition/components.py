@@ -47,7 +47,7 @@ class ComponentSet(eqx.Module):
     """Components of all sites, looked up by site name.
 
     A tied site owns no arrays: it is a transposed view of its owner, so that gradients of both uses are summed and one
-    update is made (METHOD section 9).
+    update is made (method.md §9).
     """
 
     owned: dict[str, Components]
@@ -65,7 +65,10 @@ class ComponentSet(eqx.Module):
 
 
 def init_components(sites: Sequence[Site], key: Key[Array, ""], ties: Sequence[tuple[str, str]] = ()) -> ComponentSet:
-    """Normal V with standard deviation 1/√d_in and U with 1/√C (METHOD section 3).
+    """Normal V with standard deviation 1/√d_in and U with 1/√C (method.md §3).
+
+    One member of a tied pair can start so, the other is its transpose. It is the second: of TMS 5-2 runs whose pair was
+    drawn as the first, one in twelve ended with two features merged in one subcomponent by sign.
 
     Args:
         sites: all sites.
@@ -84,12 +87,15 @@ def init_components(sites: Sequence[Site], key: Key[Array, ""], ties: Sequence[t
                 "can't be tied: a tied pair has transposed shapes and equal C"
             )
     view_of = {second: first for first, second in ties}
+    tied_to = {first: by_name[second] for first, second in ties}
     owned: dict[str, Components] = {}
     for index, site in enumerate(sites):
         if site.name in view_of:
             continue
         key_v, key_u = jax.random.split(jax.random.fold_in(key, index))
-        V = jax.random.normal(key_v, (site.d_in, site.C)) / math.sqrt(site.d_in)
-        U = jax.random.normal(key_u, (site.C, site.d_out)) / math.sqrt(site.C)
-        owned[site.name] = Components(V=V, U=U)
+        drawn = tied_to.get(site.name, site)
+        V = jax.random.normal(key_v, (drawn.d_in, drawn.C)) / math.sqrt(drawn.d_in)
+        U = jax.random.normal(key_u, (drawn.C, drawn.d_out)) / math.sqrt(drawn.C)
+        pieces = Components(V=V, U=U)
+        owned[site.name] = pieces.transposed if site.name in tied_to else pieces
     return ComponentSet(owned=owned, ties=tuple(view_of.items()))

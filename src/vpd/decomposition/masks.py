@@ -1,4 +1,4 @@
-"""Sources to masks, and the shapes that sources may have (METHOD sections 1 and 5)."""
+"""Sources to masks, and the shapes that sources may have (method.md §1 and 5)."""
 
 from collections.abc import Sequence
 from typing import Literal

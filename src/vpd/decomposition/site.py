@@ -1,4 +1,4 @@
-"""The masked site: what one decomposed matrix computes (METHOD section 2)."""
+"""The masked site: what one decomposed matrix computes (method.md §2)."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped

@@ -1,4 +1,4 @@
-"""How well a decomposition found the known mechanisms of a toy: MMCS, ML2R, rank-one cosines (METHOD section 10)."""
+"""How well a decomposition found the known mechanisms of a toy: MMCS, ML2R, rank-one cosines (method.md §10)."""
 
 from dataclasses import dataclass
 from typing import Literal

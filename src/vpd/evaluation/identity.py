@@ -1,4 +1,4 @@
-"""How far a matrix of causal importances is from the pattern it should have: identity or dense (METHOD section 10)."""
+"""How far a matrix of causal importances is from the pattern it should have: identity or dense (method.md §10)."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int

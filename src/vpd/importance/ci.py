@@ -31,8 +31,8 @@ def causal_importances(
     Args:
         preactivations: ``{site: z [*leading, C]}``.
         squash: the (lower, upper) pair.
-        jitter: with binomial sampling a key: lower is then the squashing of ``1.05 z − 0.05 u``, u ~ U[0, 1] (METHOD
-            section 4); upper has no noise.
+        jitter: with binomial sampling a key: lower is then the squashing of ``1.05 z − 0.05 u``, u ~ U[0, 1]
+            (method.md §4); upper has no noise.
     """
     lower, upper = squash
     lowered: dict[str, Float[Array, "..."]] = {}

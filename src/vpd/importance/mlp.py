@@ -39,7 +39,7 @@ def _init_affine(key: Key[Array, ""], shape: Sequence[int], gain: float) -> Affi
 
 
 def _init_layers(key: Key[Array, ""], stack: Sequence[int], widths: Sequence[int]) -> tuple[tuple[Affine, ...], Affine]:
-    """Hidden layers N(0, 2/fan_in), the output layer N(0, 1/fan_in), biases zero (METHOD section 3)."""
+    """Hidden layers N(0, 2/fan_in), the output layer N(0, 1/fan_in), biases zero (method.md §3)."""
     keys = jax.random.split(key, len(widths) - 1)
     hidden = tuple(
         _init_affine(k, (*stack, i, o), 2.0) for k, i, o in zip(keys[:-1], widths[:-2], widths[1:-1], strict=True)

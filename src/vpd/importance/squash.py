@@ -1,4 +1,4 @@
-"""Squashings of CI preactivations z, with the ties and the custom backward of METHOD section 3."""
+"""Squashings of CI preactivations z, with the ties and the custom backward of method.md §3."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Adversarial sources: where they start, how they ascend (METHOD section 5)."""
+"""Adversarial sources: where they start, how they ascend (method.md §5)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -90,7 +90,7 @@ def _chunks(loss: Compared) -> Live:
     return loss.sites_per_chunk
 
 
-# The grid of METHOD section 4. Routing is not a column: a class that has it says so in the run file.
+# The grid of method.md §4. Routing is not a column: a class that has it says so in the run file.
 GRID: dict[str, Row] = {
     "UnmaskedReconLoss": Row("all", _constant(1)),
     "CIMaskedReconLoss": Row("all", _constant(0)),

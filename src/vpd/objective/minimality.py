@@ -41,7 +41,7 @@ def _log2_1p(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 @dataclass(frozen=True)
 class ImportanceMinimality:
-    """``S_c = Σ_positions (ci_upper + eps)^p``; loss ``Σ S_c/N · (1 + β log2(1 + S_c))`` (METHOD section 4)."""
+    """``S_c = Σ_positions (ci_upper + eps)^p``; loss ``Σ S_c/N · (1 + β log2(1 + S_c))`` (method.md §4)."""
 
     p: Anneal
     beta: float

@@ -1,4 +1,4 @@
-"""The recon grid: live sites × routing × mask source, one mechanism for every recon loss (METHOD section 4)."""
+"""The recon grid: live sites × routing × mask source, one mechanism for every recon loss (method.md §4)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: linear warm-up, then constant, linear or cosine (METHOD section 6)."""
+"""Learning-rate schedules: linear warm-up, then constant, linear or cosine (method.md §6)."""
 
 import math
 from dataclasses import dataclass

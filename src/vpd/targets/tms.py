@@ -15,7 +15,7 @@ from vpd.targets.base import Seam, clean_forward
 
 
 class TMS(eqx.Module):
-    """The target of METHOD section 9. ``linear2`` is None where it is tied, that is, the transpose of ``linear1``."""
+    """The target of method.md §9. ``linear2`` is None where it is tied, that is, the transpose of ``linear1``."""
 
     linear1: Float[Array, "f h"]
     bias: Float[Array, " f"]
@@ -57,7 +57,7 @@ def pretrain_tms(
 ) -> tuple[TMS, Float[Array, ""]]:
     """Train a TMS to reconstruct its sparse inputs: AdamW, constant learning rate, weight decay 0.01.
 
-    Hidden layers stay the identities they are, as in the published ``-id`` targets (METHOD section 9).
+    Hidden layers stay the identities they are, as in the published ``-id`` targets (method.md §9).
 
     Args:
         model: fresh, tied.

@@ -1,4 +1,4 @@
-"""AdamW with a clip of the global norm and a schedule of the step counter (METHOD section 6)."""
+"""AdamW with a clip of the global norm and a schedule of the step counter (method.md §6)."""
 
 from dataclasses import dataclass
 from typing import TypeVar

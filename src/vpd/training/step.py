@@ -1,4 +1,4 @@
-"""One training step, in the order of METHOD section 6."""
+"""One training step, in the order of method.md §6."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -23,7 +23,7 @@ def faithfulness_warmup(
     lr: float,
     weight_decay: float,
 ) -> TrainState:
-    """``steps`` of AdamW on faithfulness alone for V and U; its optimizer is discarded (METHOD section 6).
+    """``steps`` of AdamW on faithfulness alone for V and U; its optimizer is discarded (method.md §6).
 
     Args:
         problem: the static part.

@@ -1,0 +1,189 @@
+"""Operations of one training step by part, counted from shapes: multiply-add is 2, elementwise work is not counted.
+
+The formula, with a_s = 2 N d_in d_out (frozen product) and q_s = 2 N C (d_in + d_out) (component product) of a site, A and
+Q their sums over the sites, N positions, R main forwards and K ascents, all sites live and δ on:
+
+    A (1 + 2R + 2K) + Q (3R + 2K) + CI function + 6 Σ d_in C d_out + 15 parameters
+
+less the gradients of inputs that nothing trained precedes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+
+from vpd.decomposition import AllRouting, Site
+from vpd.decomposition.components import SiteKind
+from vpd.importance.mlp import GlobalMLP, LayerwiseMLP, SiteMLP
+from vpd.objective import Faithfulness, FreshPGD, Persistent, ReconTerm
+from vpd.objective.recon import Constant, live_groups
+from vpd.training.state import Decomposition
+from vpd.training.step import Problem
+
+OPTIMIZER_OPERATIONS = 15
+
+Matrices = Mapping[str, tuple[int, int, SiteKind]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained, in numbers of array entries.
+
+    Attributes:
+        components: entries of V and U, tied ones once.
+        ci_fn: all parameters of the CI function.
+        ci_weights: those that multiply, each once per position.
+        ci_input_weights: of these, the ones whose input needs no gradient, because nothing trained precedes it.
+        reads_components: whether the CI function reads ``x @ V``, as the gates do.
+    """
+
+    components: int
+    ci_fn: int
+    ci_weights: int
+    ci_input_weights: int
+    reads_components: bool
+
+
+def trained_sizes(decomposition: Decomposition) -> Trained:
+    """The sizes of a decomposition, abstract or real.
+
+    Raises:
+        NotImplementedError: a CI function whose operations are not known here.
+    """
+    ci_fn = decomposition.ci_fn
+    match ci_fn:
+        case LayerwiseMLP():
+            reads_components = ci_fn.fn_type == "mlp"
+            mlps = ci_fn.sites
+            constant_inputs = [] if reads_components else [mlp for s, mlp in mlps.items() if s not in ci_fn.lookups]
+        case GlobalMLP():
+            reads_components = False
+            mlps = {"": ci_fn.mlp}
+            constant_inputs = [] if ci_fn.lookups else [ci_fn.mlp]
+        case _:
+            raise NotImplementedError(f"operations of a {type(ci_fn).__name__} are not counted")
+    return Trained(
+        components=_entries(decomposition.components),
+        ci_fn=_entries(ci_fn),
+        ci_weights=sum(sum(_weights(mlp)) for mlp in mlps.values()),
+        ci_input_weights=sum(_weights(mlp)[0] for mlp in constant_inputs),
+        reads_components=reads_components,
+    )
+
+
+def _entries(tree: object) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def _weights(mlp: SiteMLP) -> list[int]:
+    """Weight entries of each layer."""
+    return [layer.W.size for layer in (*mlp.hidden, mlp.out)]
+
+
+def step_operations(problem: Problem, matrices: Matrices, trained: Trained, positions: int) -> dict[str, int]:
+    """Operations of one step with every term active, by part; their sum is the step's.
+
+    Rematerialised work is not counted. Sites are taken to follow each other: what precedes the first live one needs no
+    gradient of its input.
+
+    Args:
+        problem: the static part of training.
+        matrices: of the target in the order of its forward pass, ``{name: (d_in, d_out, kind)}``.
+        trained: sizes of what is trained.
+        positions: in the global batch.
+
+    Returns:
+        ``clean``, ``ci forward``, ``ci backward``, ``faithfulness``, ``optimizers``, and for each recon term
+        ``<name> forward``, ``<name> backward`` and, where it has an adversary, ``<name> ascents``.
+    """
+    pass_ = _Pass(problem.sites, matrices, positions)
+    parts = {"clean": pass_.clean()} | _ci_function(problem.sites, trained, positions)
+    for term in problem.terms:
+        match term:
+            case ReconTerm():
+                parts |= _recon(term, pass_, problem.use_delta)
+            case Faithfulness():
+                parts["faithfulness"] = 6 * sum(s.d_in * s.C * s.d_out for s in problem.sites)
+            case _:
+                pass
+    parts["optimizers"] = OPTIMIZER_OPERATIONS * (trained.components + trained.ci_fn)
+    return parts
+
+
+def _ci_function(sites: tuple[Site, ...], trained: Trained, positions: int) -> dict[str, int]:
+    inner = 2 * positions * sum(_inner(site) for site in sites) if trained.reads_components else 0
+    forward = 2 * positions * trained.ci_weights
+    backward = 2 * forward - 2 * positions * trained.ci_input_weights
+    # Site inputs are constant: x @ V passes its gradient to V alone.
+    return {"ci forward": forward + inner, "ci backward": backward + inner}
+
+
+def _inner(site: Site) -> int:
+    """Multiply-adds of ``x @ V`` at one position; an embedding looks its row up."""
+    return 0 if site.kind == "embedding" else site.d_in * site.C
+
+
+def _frozen(d_in: int, d_out: int, kind: SiteKind) -> int:
+    """Multiply-adds of ``x @ W`` at one position; only a linear site has any."""
+    return d_in * d_out if kind == "linear" else 0
+
+
+def _recon(term: ReconTerm, pass_: "_Pass", use_delta: bool) -> dict[str, int]:
+    constant = isinstance(term.source, Constant)
+    routed = not isinstance(term.routing, AllRouting)
+    blends = routed or (use_delta and not constant)
+    forward = backward = ascents = 0
+    for group in live_groups(term, pass_.sites):
+        live = {site.name for site in group}
+        one, gradients, sources = pass_.forward(live, blends), pass_.backward(live, blends), pass_.ascent(live, blends)
+        forward += term.n_samples * (one + (pass_.clean() if term.measure == "hidden_acts" else 0))
+        backward += term.n_samples * gradients
+        if isinstance(term.source, FreshPGD):
+            ascents += term.n_samples * term.source.n_steps * (one + sources)
+    parts = {f"{term.name} forward": forward, f"{term.name} backward": backward}
+    if isinstance(term.source, Persistent):
+        # Warm-up ascents see all sites at all positions.
+        live = {site.name for site in pass_.sites}
+        once = pass_.forward(live, use_delta) + pass_.ascent(live, use_delta)
+        ascents = term.source.n_warmup_steps * once
+    if isinstance(term.source, FreshPGD | Persistent):
+        parts[f"{term.name} ascents"] = ascents
+    return parts
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass through the target with some sites live; ``blends`` tells whether live sites also need ``x @ W``."""
+
+    sites: tuple[Site, ...]
+    matrices: Matrices
+    positions: int
+
+    def clean(self) -> int:
+        return 2 * self.positions * sum(_frozen(*shape) for shape in self.matrices.values())
+
+    def forward(self, live: set[str], blends: bool) -> int:
+        products = sum(_inner(s) + s.C * s.d_out for s in self._live(live))
+        frozen = sum(_frozen(*shape) for name, shape in self.matrices.items() if blends or name not in live)
+        return 2 * self.positions * (products + frozen)
+
+    def backward(self, live: set[str], blends: bool) -> int:
+        """Gradients of V and U (each as much as its product), and all that an ascent needs."""
+        weights = sum(_inner(s) + s.C * s.d_out for s in self._live(live))
+        return 2 * self.positions * weights + self.ascent(live, blends)
+
+    def ascent(self, live: set[str], blends: bool) -> int:
+        """Gradients of the masks, and of every input after the first live site."""
+        masks = sum(s.C * s.d_out for s in self._live(live))
+        after = self._after_first(live)
+        inputs = sum(_inner(s) for s in self._live(live & after))
+        frozen = sum(_frozen(*self.matrices[name]) for name in after if blends or name not in live)
+        return 2 * self.positions * (masks + inputs + frozen)
+
+    def _live(self, names: set[str]) -> list[Site]:
+        return [site for site in self.sites if site.name in names]
+
+    def _after_first(self, live: set[str]) -> set[str]:
+        order = list(self.matrices)
+        return set(order[min(order.index(name) for name in live) + 1 :])
