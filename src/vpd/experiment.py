@@ -27,6 +27,7 @@ from vpd.errors import RunError
 from vpd.evaluation.drawing import write_figures
 from vpd.evaluation.report import write_report
 from vpd.evaluation.suite import Evaluation, Suite
+from vpd.objective.total import persistent_terms
 from vpd.progress import training_meter
 from vpd.run_directory import RunDirectory, create_run_directory
 from vpd.targets import TMS
@@ -266,6 +267,7 @@ def _train(experiment: Experiment, directory: RunDirectory, quiet: bool, notify:
                 events_of(config),
                 callbacks,
                 dispatch,
+                {name: spec.first_step for name, (_, spec) in persistent_terms(experiment.problem.terms).items()},
             )
         if not finished:
             checkpoints.save(state)

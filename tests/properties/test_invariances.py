@@ -30,7 +30,7 @@ def channels(orders: dict, values: dict) -> dict:
 @pytest.mark.parametrize("name", GRID)
 def test_the_order_of_subcomponents_changes_nothing(name: str) -> None:
     """When all that belongs to a subcomponent moves with it: V, U, importance and source."""
-    scene = scene_of(tms(hidden=1))
+    scene = scene_of(tms())
     rng = np.random.default_rng(0)
     orders = {s.name: rng.permutation(s.C) for s in scene.sites}
     shuffled = ComponentSet(

@@ -156,3 +156,24 @@ def test_a_term_that_rests_is_no_fault() -> None:
     check_finite(3, {"loss/rests": np.nan, "loss/total": 1.0})
     with pytest.raises(NonFiniteError, match="the sum of all terms"):
         check_finite(3, {"loss/a": 1e38, "loss/total": np.inf})
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_a_resting_term_is_neither_logged_nor_blamed(bad: bool) -> None:
+    """Before its first step a term logs NaN on the device; the error names the one that is to blame."""
+    seen: list[set[str]] = []
+
+    def program(state: TrainState, n):
+        logs = {"loss/rests": jnp.float32(jnp.nan), "loss/other": jnp.float32(jnp.inf if bad else 1)}
+        return state_at(int(state.training.step) + int(n)), logs | {"loss/total": logs["loss/other"]}
+
+    def nothing(*_: object) -> None:
+        return None
+
+    callbacks = Callbacks(lambda t, logs: seen.append(set(logs)), nothing, nothing, nothing, lambda: False)
+    if bad:
+        with pytest.raises(NonFiniteError, match="at step 0 .other."):
+            train(program, state_at(0), Events(3, 1), callbacks, first_steps={"rests": 2})
+    else:
+        train(program, state_at(0), Events(3, 1), callbacks, first_steps={"rests": 2})
+        assert [("loss/rests" in names) for names in seen] == [False, False, True]

@@ -48,6 +48,10 @@ class ComponentSet(eqx.Module):
 
     A tied site owns no arrays: it is a transposed view of its owner, so that gradients of both uses are summed and one
     update is made (method.md §9).
+
+    Attributes:
+        owned: pieces of the sites that own arrays.
+        ties: pairs (tied site, its owner).
     """
 
     owned: dict[str, Components]

@@ -92,5 +92,7 @@ def pretrain_tms(
         trained, _, value = jax.lax.fori_loop(jnp.zeros_like(n), n, update, first)
         return trained, value
 
-    trained, value = run(start, jnp.asarray(steps, jnp.int32))
+    # optax raises a float to an integer count, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        trained, value = run(start, jnp.asarray(steps, jnp.int32))
     return with_trained(trained), value

@@ -1,7 +1,7 @@
 """Operations of one training step by part, counted from shapes: multiply-add is 2, elementwise work is not counted.
 
-The formula, with a_s = 2 N d_in d_out (frozen product) and q_s = 2 N C (d_in + d_out) (component product) of a site, A and
-Q their sums over the sites, N positions, R main forwards and K ascents, all sites live and δ on:
+With a_s = 2 N d_in d_out (frozen product) and q_s = 2 N C (d_in + d_out) (component product) of a site, A and Q their
+sums over the sites, N positions, R main forwards and K ascents, all sites live and δ on, a step takes
 
     A (1 + 2R + 2K) + Q (3R + 2K) + CI function + 6 Σ d_in C d_out + 15 parameters
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +69,7 @@ def train(
     events: Events,
     callbacks: Callbacks,
     steps_per_dispatch: int | Literal["auto"] = "auto",
+    first_steps: Mapping[str, int] | None = None,
 ) -> tuple[TrainState, bool]:
     """Run the steps that are left.
 
@@ -80,6 +81,7 @@ def train(
         events: when to record, save, evaluate.
         callbacks: what to do then.
         steps_per_dispatch: at most so many steps a call of the program; ``auto`` aims at half a second a call.
+        first_steps: where terms become active, by name; before that they are left out of the logs.
 
     Returns:
         The last state, and whether all steps were made.
@@ -97,11 +99,12 @@ def train(
         n = min(events.stretch(t), _dispatch_limit(steps_per_dispatch, seconds_per_step))
         start = time.perf_counter()
         state, device_logs = program(state, jnp.asarray(n, jnp.int32))
-        logs = {name: float(value) for name, value in jax.device_get(device_logs).items()}
+        values = {name: float(value) for name, value in jax.device_get(device_logs).items()}
         seconds_per_step = (time.perf_counter() - start) / n
-        done = int(state.training.step)
-        check_finite(done - 1, logs)
-        t = done
+        t = int(state.training.step)
+        resting = {f"loss/{name}" for name, first in (first_steps or {}).items() if t - 1 < first}
+        logs = {name: value for name, value in values.items() if name not in resting}
+        check_finite(t - 1, logs)
         if events.logs(t - 1):
             callbacks.log(t - 1, logs)
         callbacks.progress(t, logs)
@@ -120,10 +123,7 @@ def _dispatch_limit(steps_per_dispatch: int | Literal["auto"], seconds_per_step:
 
 
 def check_finite(step: int, logs: dict[str, float]) -> None:
-    """Stop where the total is not finite, naming the terms that are to blame.
-
-    A term that is not active yet logs NaN and is not in the total.
-    """
+    """Stop where the total is not finite, naming the terms that are to blame."""
     if np.isfinite(logs["loss/total"]):
         return
     terms = [name.removeprefix("loss/") for name, value in logs.items() if _is_bad(name, value)]
