@@ -6,9 +6,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-# A feature counts as recovered where both cosines of its best match reach these.
-COLUMN_COSINE = 0.999
-RANK_ONE_COSINE = 0.998
+# A feature counts as recovered where both cosines of its best match reach this: a subcomponent that carries a second
+# feature stays well below. How exact the matches are is what the means say.
+MATCH_COSINE = 0.99
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Match:
     @property
     def recovered(self) -> int:
         """Features with a good match that no other feature shares."""
-        good = (self.cosine >= COLUMN_COSINE) & (self.rank_one >= RANK_ONE_COSINE)
+        good = (self.cosine >= MATCH_COSINE) & (self.rank_one >= MATCH_COSINE)
         return len(set(self.subcomponent[good].tolist()))
 
 
