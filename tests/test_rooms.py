@@ -9,6 +9,7 @@ SRC = Path(__file__).parents[1] / "src" / "vpd"
 ROOMS = (
     "errors",
     "randomness",
+    "signals",
     "run_directory",
     "decomposition",
     "config",

@@ -1,14 +1,29 @@
 """Adversarial parameter decomposition in JAX: take a trained network apart, and look at what was found."""
 
-from importlib.metadata import version
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from vpd.analysis.run import Run, open_run
-from vpd.config import RunConfig, read_run_file
-from vpd.decomposition import SiteMask
-from vpd.errors import ConfigError, NonFiniteError, RunError, VpdError
-from vpd.face import decompose
+if TYPE_CHECKING:
+    from vpd.analysis.run import Run, open_run
+    from vpd.config import RunConfig, read_run_file
+    from vpd.decomposition import SiteMask
+    from vpd.errors import ConfigError, NonFiniteError, RunError, Stopped, VpdError
+    from vpd.face import decompose
 
-__version__ = version("vpd-jax")
+# Imported at first use: a command that only reads a run file should not wait for JAX.
+_HOMES = {
+    "ConfigError": "vpd.errors",
+    "NonFiniteError": "vpd.errors",
+    "Run": "vpd.analysis.run",
+    "RunConfig": "vpd.config",
+    "RunError": "vpd.errors",
+    "SiteMask": "vpd.decomposition",
+    "Stopped": "vpd.errors",
+    "VpdError": "vpd.errors",
+    "decompose": "vpd.face",
+    "open_run": "vpd.analysis.run",
+    "read_run_file": "vpd.config",
+}
 
 __all__ = [
     "ConfigError",
@@ -17,9 +32,23 @@ __all__ = [
     "RunConfig",
     "RunError",
     "SiteMask",
+    "Stopped",
     "VpdError",
-    "__version__",
     "decompose",
     "open_run",
     "read_run_file",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """A public name, imported from where it lives; ``__version__`` from the installed distribution."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("vpd-jax")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vpd' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return [*__all__, "__version__"]

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from vpd.errors import NonFiniteError, VpdError
+from vpd.errors import NonFiniteError, Stopped, VpdError
+from vpd.signals import StopSignals
 
 app = typer.Typer(
     help="Adversarial parameter decomposition: take a trained network apart, and look at what was found.",
@@ -129,11 +130,16 @@ def bench(
 def main() -> None:
     """Entry point: 0 done, 1 fault, 2 the user's mistake (one sentence), 75 stopped by a signal."""
     try:
-        app()
+        with StopSignals():
+            app()
     except VpdError as error:
         _leave(str(error), 2)
     except NonFiniteError as error:
         _leave(str(error), 1)
+    except Stopped as error:
+        _leave(str(error), 75)
+    except KeyboardInterrupt:
+        _leave("stopped by a signal; the same command goes on from what was saved", 75)
     except OSError as error:
         _leave(f"the file system refused: {error.strerror or error} ({error.filename or 'no file named'})", 1)
 

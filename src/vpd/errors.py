@@ -16,5 +16,9 @@ class RunError(VpdError):
     """A run directory that can't be opened, resumed or written."""
 
 
+class Stopped(Exception):
+    """A signal asked for a stop while there was nothing to save; starting again is safe. Exit code 75."""
+
+
 class NonFiniteError(Exception):
     """Training met a loss that is NaN or infinite; the message names the step and the term. Exit code 1."""

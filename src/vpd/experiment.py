@@ -1,20 +1,16 @@
 """The composition root: from a run file to target, data, objective, loop, evaluation and records."""
 
 import hashlib
-import os
 import platform
 import re
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +26,7 @@ from vpd.evaluation.suite import Evaluation, Suite
 from vpd.objective.total import persistent_terms
 from vpd.progress import training_meter
 from vpd.run_directory import RunDirectory, create_run_directory
+from vpd.signals import StopSignals
 from vpd.targets import TMS
 from vpd.targets.build import build_tms, cache_directory, stored_weights
 from vpd.targets.weights import load_tms, tms_bytes
@@ -177,7 +174,15 @@ def run(
     Raises:
         RunError: a directory that can't be written or holds another run.
         NonFiniteError: a loss that is not finite.
+        Stopped: a signal came before there was anything to save.
     """
+    with StopSignals() as signals:
+        return _run(config, name, quiet, notify, signals)
+
+
+def _run(
+    config: RunConfig, name: str | None, quiet: bool, notify: Callable[[str], None], signals: StopSignals
+) -> Outcome:
     use_compile_cache(config)
     path = Path(config.out_dir or "runs") / run_id_of(config, name)
     config = config.model_copy(update={"run_id": path.name, "out_dir": str(path.parent)})
@@ -194,7 +199,8 @@ def run(
         if directory.read_facts().get("status") == "finished":
             notify(f"{path} is finished already; give it another run_id to train it again")
             return Outcome(directory, True, None)
-        return _train(experiment, directory, quiet, notify)
+        directory.sweep()
+        return _train(experiment, directory, quiet, notify, signals)
 
 
 def _reopen(directory: RunDirectory, config: RunConfig) -> TMS:
@@ -234,47 +240,46 @@ def _revision() -> str | None:
     return found.stdout.strip() or None
 
 
-def _train(experiment: Experiment, directory: RunDirectory, quiet: bool, notify: Callable[[str], None]) -> Outcome:
+def _train(
+    experiment: Experiment,
+    directory: RunDirectory,
+    quiet: bool,
+    notify: Callable[[str], None],
+    signals: StopSignals,
+) -> Outcome:
     config, pd = experiment.config, experiment.config.pd
     checkpoints = Checkpoints(directory.checkpoints, config.cadence.keep_last_n_checkpoints)
     began, seconds_before = time.monotonic(), float(str(directory.read_facts().get("seconds", 0.0)))
-    with stop_signals() as stopped:
-        program = compile_program(experiment)
-        saved = checkpoints.steps()
-        if saved:
-            state = checkpoints.load_state(saved[-1], state_template(experiment))
-            notify(f"going on with {directory.path} from step {saved[-1]}")
-        else:
-            state = first_state(experiment)
-        start = int(state.training.step)
-        directory.keep_records(partial(_precedes, start))
-        directory.update_facts(status="running")
-        suite = _suite(experiment)
-        recorder = _Recorder(experiment, directory, suite)
-        seed = jnp.asarray(pd.seed, jnp.uint32)
-        with training_meter(pd.steps, start, quiet) as meter:
-            callbacks = Callbacks(
-                log=recorder.log,
-                save=checkpoints.save,
-                evaluate=recorder.evaluate,
-                progress=lambda done, logs: meter(done, logs),
-                stopped=stopped,
-            )
-            dispatch = config.runtime.steps_per_dispatch
-            state, finished = train(
-                lambda state, n: program(experiment.target, state, n, seed),
-                state,
-                events_of(config),
-                callbacks,
-                dispatch,
-                {name: spec.first_step for name, (_, spec) in persistent_terms(experiment.problem.terms).items()},
-            )
+    program = compile_program(experiment)
+    saved = checkpoints.steps()
+    if saved:
+        state = checkpoints.load_state(saved[-1], state_template(experiment))
+        notify(f"going on with {directory.path} from step {saved[-1]}")
+    else:
+        state = first_state(experiment)
+    start = int(state.training.step)
+    directory.keep_records(partial(_precedes, start))
+    directory.update_facts(status="running")
+    recorder = _Recorder(experiment, directory, _suite(experiment))
+    seed = jnp.asarray(pd.seed, jnp.uint32)
+    with training_meter(pd.steps, start, quiet) as meter, signals.deferred() as stopped:
+        callbacks = Callbacks(
+            log=recorder.log, save=checkpoints.save, evaluate=recorder.evaluate, progress=meter, stopped=stopped
+        )
+        state, finished = train(
+            lambda state, n: program(experiment.target, state, n, seed),
+            state,
+            events_of(config),
+            callbacks,
+            config.runtime.steps_per_dispatch,
+            {name: spec.first_step for name, (_, spec) in persistent_terms(experiment.problem.terms).items()},
+        )
         if not finished:
             checkpoints.save(state)
         checkpoints.close()
-    seconds = seconds_before + time.monotonic() - began
-    directory.update_facts(status="finished" if finished else "stopped", seconds=round(seconds, 1))
-    write_report(directory.path)
+        seconds = seconds_before + time.monotonic() - began
+        directory.update_facts(status="finished" if finished else "stopped", seconds=round(seconds, 1))
+        write_report(directory.path)
     return Outcome(directory, finished, recorder.last)
 
 
@@ -343,21 +348,3 @@ class _Recorder:
         if step == 0:
             return config.slow_on_first_step
         return step % config.slow_every == 0 or step == self._experiment.config.pd.steps
-
-
-@contextmanager
-def stop_signals() -> Generator[Callable[[], bool]]:
-    """Within it, SIGTERM and SIGINT ask for a stop after the current dispatch; a second SIGINT leaves at once."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and asked:
-            os._exit(130)
-        asked.append(number)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vpd.analysis.run import Run, open_run
 from vpd.config import RunConfig, check_supported, read_document, read_run_file
-from vpd.errors import ConfigError, RunError
+from vpd.errors import ConfigError, Stopped
 from vpd.experiment import run
 
 
@@ -35,13 +35,14 @@ def decompose(
 
     Raises:
         ConfigError: a run file that can't be used.
-        RunError: a run directory that can't be written, that holds another run, or a run that was stopped by a signal.
+        RunError: a run directory that can't be written, or that holds another run.
+        Stopped: a signal asked for it; what was reached is saved.
         NonFiniteError: a loss that is not finite.
     """
     config, name = read_with(source, steps=steps, seed=seed, out_dir=out_dir, run_id=run_id)
     outcome = run(config, name, quiet=quiet)
     if not outcome.finished:
-        raise RunError(f"{outcome.directory.path} was stopped by a signal; call again to go on with it")
+        raise Stopped(f"{outcome.directory.path} was stopped by a signal; call again to go on with it")
     return open_run(outcome.directory.path)
 
 

@@ -106,6 +106,14 @@ class RunDirectory:
         finally:
             os.close(descriptor)
 
+    def sweep(self) -> None:
+        """Remove drafts that a killed process left; only for the process that holds the run."""
+        for draft in (*self.path.glob(".*.*"), *(self.path / "figures").glob(".*")):
+            if draft.is_dir():
+                shutil.rmtree(draft)
+            else:
+                draft.unlink()
+
     @contextmanager
     def locked(self) -> Generator[None]:
         """Hold the run: a second process that trains it is refused.

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from vpd.commands.tables import results_console
 from vpd.config import RunConfig, read_document, read_run_file
-from vpd.errors import ConfigError
+from vpd.errors import ConfigError, Stopped
 from vpd.run_directory import RunDirectory, finite, write_atomically
 
 
@@ -160,6 +160,8 @@ def _train_one(config: RunConfig) -> SeedResult:
 
     began = time.monotonic()
     outcome = run(config, quiet=True)
+    if not outcome.finished:
+        raise Stopped("stopped by a signal; the same command goes on from what was saved")
     last = read_records(outcome.directory.path).eval[-1]
     metrics, verdict = last["metrics"], last["verdict"]
     assert isinstance(metrics, dict) and isinstance(verdict, list)
