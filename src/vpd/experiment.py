@@ -116,12 +116,11 @@ def state_template(experiment: Experiment) -> TrainState:
     )
 
 
-def compile_program(experiment: Experiment) -> jax.stages.Compiled:
-    """The one training program of a run: ``(target, state, n, seed)``, the state donated."""
+def lower_program(experiment: Experiment) -> jax.stages.Lowered:
+    """The one training program of a run, ``(target, state, n, seed)`` with the state donated, before compilation."""
     program = partial(run_steps, experiment.problem, draw=experiment.train_batch)
     n, seed = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32)
-    jitted = jax.jit(program, donate_argnums=1)
-    return jitted.lower(experiment.target, state_template(experiment), n, seed).compile()
+    return jax.jit(program, donate_argnums=1).lower(experiment.target, state_template(experiment), n, seed)
 
 
 def use_compile_cache(config: RunConfig) -> None:
@@ -250,7 +249,7 @@ def _train(
     config, pd = experiment.config, experiment.config.pd
     checkpoints = Checkpoints(directory.checkpoints, config.cadence.keep_last_n_checkpoints)
     began, seconds_before = time.monotonic(), float(str(directory.read_facts().get("seconds", 0.0)))
-    program = compile_program(experiment)
+    program = lower_program(experiment).compile()
     saved = checkpoints.steps()
     if saved:
         state = checkpoints.load_state(saved[-1], state_template(experiment))

@@ -128,7 +128,7 @@ def test_eval_may_be_empty_or_absent() -> None:
     ("edit", "pairs"),
     [
         ({"tied_weights": []}, ()),
-        ({"tied_weights": [["linear2", "linear1"]]}, (("linear1", "linear2"),)),
+        ({"tied_weights": [["linear2", "linear1"]]}, (("linear2", "linear1"),)),
         ({"decomposition_targets": [{"module_pattern": "linear*", "C": 12}]}, (("linear1", "linear2"),)),
         ({"decomposition_targets": [{"module_pattern": "linear1", "C": 12}]}, ()),
     ],

@@ -1,5 +1,9 @@
 """Checkpoints: what is loaded is what was saved, to the bit, and only what was saved whole."""
 
+import gc
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import equinox as eqx
@@ -113,15 +117,31 @@ def test_a_reader_sees_neither_unfinished_nor_foreign_folders(tmp_path: Path) ->
     assert sorted(str(p) for p in tmp_path.rglob("*")) == before
     writer = Checkpoints(folder)
     assert writer.steps() == [3]
+    for _ in range(100):  # Orbax clears in a thread
+        if not (folder / "4.orbax-checkpoint-tmp").exists():
+            break
+        time.sleep(0.05)
     writer.close()
     assert not (folder / "4.orbax-checkpoint-tmp").exists()
 
 
+@pytest.fixture
+def threads_may_complain() -> Iterator[None]:
+    """Reads that Orbax has under way when one of them fails end in threads, after the error was reported."""
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    yield
+    time.sleep(0.2)
+    gc.collect()
+    sys.unraisablehook = before
+
+
+@pytest.mark.usefixtures("threads_may_complain")
 @pytest.mark.parametrize("C", [5, 7])
 def test_another_number_of_subcomponents(C: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     writer = Checkpoints(tmp_path / "checkpoints")
     writer.save(state_at(3))
-    with pytest.raises(RunError, match="config.yaml") as caught:
+    with pytest.raises(RunError, match=r"config\.yaml") as caught:
         writer.load_state(3, template(C))
     writer.close()
     assert "\n" not in str(caught.value) and "strict=False" not in str(caught.value)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from vpd.config import read_run_file
 from vpd.config.run import RunConfig
 from vpd.config.targets import TMSTarget
 from vpd.errors import VpdError
-from vpd.experiment import PACKAGES, Experiment, build, first_state, state_template
+from vpd.experiment import PACKAGES, Experiment, build, first_state, lower_program, state_template
 from vpd.progress import console
 from vpd.targets import init_tms
 from vpd.training.cost import step_operations, trained_sizes
@@ -155,13 +154,6 @@ def counted_compiles(name: str) -> Generator[list[float]]:
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
         jax.config.update(CACHE_FLAG, cache)
-
-
-def lower_program(experiment: Experiment) -> jax.stages.Lowered:
-    """The training program of a run, ``(target, state, n, seed)`` with the state donated, before compilation."""
-    program = partial(run_steps, experiment.problem, draw=experiment.train_batch)
-    n, seed = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32)
-    return jax.jit(program, donate_argnums=1).lower(experiment.target, state_template(experiment), n, seed)
 
 
 def measure(workload: str, config: RunConfig, rounds: int, steps: int, machine: dict[str, object]) -> Result:

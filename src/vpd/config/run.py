@@ -66,7 +66,7 @@ class PD(Block):
     use_delta_component: Flag = True
     """Whether the weight delta is a channel of its own."""
     tied_weights: TiedWeights | None = None
-    """Pairs of sites that share their weights; null ties a TMS target's linear1 and linear2, [] nothing."""
+    """Pairs of sites that share their weights, started as the second; null ties linear1, linear2 of a TMS, [] nothing."""
     decomposition_targets: Sites
     """Sites to decompose; a site matches one pattern."""
     identity_decomposition_targets: Sites | None = None
@@ -294,7 +294,7 @@ class RunConfig(Block):
 
     @property
     def tied_pairs(self) -> tuple[tuple[str, str], ...]:
-        """The pairs of sites that share their weights, in canonical order."""
+        """The pairs of sites that share their weights; V and U start as the second one's."""
         return tied_pairs(self.pd.tied_weights, self.target_kind, self._patterns)
 
     @property

@@ -88,8 +88,11 @@ def target_kind(target: Target, patterns: Sequence[str]) -> TargetKind:
 def tied_pairs(
     tied_weights: Sequence[tuple[str, str]] | None, kind: TargetKind, patterns: Sequence[str]
 ) -> tuple[tuple[str, str], ...]:
-    """The effective pairs: as written, or by default linear1 with linear2 where a TMS target has both."""
+    """The effective pairs: as written, or by default linear1 with linear2 where a TMS target has both.
+
+    The order within a pair matters once: V and U start as the second site's.
+    """
     if tied_weights is not None:
-        return tuple(TMS_PAIR if {a, b} == set(TMS_PAIR) else (a, b) for a, b in tied_weights)
+        return tuple(tied_weights)
     both = all(any(fnmatchcase(site, pattern) for pattern in patterns) for site in TMS_PAIR)
     return (TMS_PAIR,) if kind == "tms" and both else ()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vpd.config.block import refusal, show
 from vpd.config.run import RunConfig
+from vpd.config.sites import TMS_PAIR
 from vpd.config.targets import StoredTarget, TargetKind
 from vpd.config.values import is_block, is_list
 
@@ -141,7 +142,7 @@ def _check_target(config: RunConfig) -> None:
         if n_hidden_layers > 1:
             said = f"a TMS target with {n_hidden_layers} hidden layers is not built in this version"
             raise refusal("target.n_hidden_layers", said, "write n_hidden_layers: 0 or 1")
-    pairs = [pair for pair in config.tied_pairs if pair != ("linear1", "linear2")]
+    pairs = [pair for pair in config.tied_pairs if set(pair) != set(TMS_PAIR)]
     if pairs:
         said = f"tying {' with '.join(pairs[0])} is not built in this version"
         raise refusal("pd.tied_weights", said, "write [[linear1, linear2]] or []")

@@ -71,8 +71,8 @@ class ComponentSet(eqx.Module):
 def init_components(sites: Sequence[Site], key: Key[Array, ""], ties: Sequence[tuple[str, str]] = ()) -> ComponentSet:
     """Normal V with standard deviation 1/√d_in and U with 1/√C (method.md §3).
 
-    One member of a tied pair can start so, the other is its transpose. It is the second: of TMS 5-2 runs whose pair was
-    drawn as the first, one in twelve ended with two features merged in one subcomponent by sign.
+    One member of a tied pair can start so, the other is its transpose: it is the second. Which one matters to whether
+    features merge (docs/reproductions.md).
 
     Args:
         sites: all sites.

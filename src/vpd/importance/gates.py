@@ -89,7 +89,10 @@ MILLS = (0.11672915, 0.06622934, 0.27197279, -0.24067006, 0.39206742, -0.1063286
 
 
 def gelu_and_slope(u: Float[Array, "*any"]) -> tuple[Float[Array, "*any"], Float[Array, "*any"]]:
-    """``u Φ(u)`` and its derivative ``Φ(u) + u φ(u)`` from one exponential, each to 2e-7 in float32."""
+    """``u Φ(u)`` and its derivative ``Φ(u) + u φ(u)`` from one exponential.
+
+    In float32 each is within 2e-7 of the exact one, the value beyond 1 within 2.5e-7 of its size.
+    """
     t = jnp.abs(u)
     s = 1 / (1 + POLE * t)
     ratio = jnp.zeros_like(s)

@@ -1,0 +1,5 @@
+"""``python -m vpd`` is ``vpd``."""
+
+from vpd.cli import main
+
+main()
