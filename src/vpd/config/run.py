@@ -66,7 +66,7 @@ class PD(Block):
     use_delta_component: Flag = True
     """Whether the weight delta is a channel of its own."""
     tied_weights: TiedWeights | None = None
-    """Pairs of sites that share their weights, started as the second; null ties linear1, linear2 of a TMS, [] nothing."""
+    """Pairs of sites that share weights, started as the second; null ties linear1, linear2 of a TMS, [] nothing."""
     decomposition_targets: Sites
     """Sites to decompose; a site matches one pattern."""
     identity_decomposition_targets: Sites | None = None

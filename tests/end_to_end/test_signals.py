@@ -1,0 +1,138 @@
+"""SIGTERM and SIGINT: exit code 75, saved or nothing to save yet, and the next start goes on."""
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tiny_run import Vpd, assert_nothing_half_written, assert_same_run, finish, saved_steps, start, write_file
+
+from vpd import experiment
+from vpd.run_directory import RunDirectory
+from vpd.targets import build
+
+
+def _signal_at_record(monkeypatch: pytest.MonkeyPatch, number: int, signals: list[int]) -> None:
+    original, count = RunDirectory.append_record, [0]
+
+    def append(self: RunDirectory, record: dict[str, object]) -> None:
+        original(self, record)
+        count[0] += 1
+        if count[0] == number:
+            for chosen in signals:
+                os.kill(os.getpid(), chosen)
+
+    monkeypatch.setattr(RunDirectory, "append_record", append)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "record"), [(signal.SIGINT, 7), pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow)]
+)
+def test_a_signal_while_training(
+    chosen: int, record: int, finished: Path, tmp_path: Path, vpd: Vpd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("train", write_file(tmp_path), "--out-dir", tmp_path / "runs", "--quiet")
+    run = tmp_path / "runs" / "tiny"
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with monkeypatch.context() as patch:
+        _signal_at_record(patch, record, [chosen])
+        stopped = vpd(*arguments)
+    assert stopped.code == 75, stopped.err
+    assert stopped.out.splitlines()[-1] == str(run)
+    assert "Traceback" not in stopped.err and f"vpd train {run}" in stopped.err
+    assert RunDirectory(run).read_facts()["status"] == "stopped"
+    assert saved_steps(run)
+    assert {number: signal.getsignal(number) for number in before} == before
+    again = vpd(*arguments)
+    assert again.code == 0, again.err
+    assert_same_run(finished, run)
+
+
+@pytest.mark.parametrize("when", ["pretrain_tms", "lower_program", "events_of"])
+def test_a_signal_before_anything_is_recorded(
+    when: str, tmp_path: Path, vpd: Vpd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an evaluation there is no record to report either, whether or not there is a state to save."""
+    owner = build if when == "pretrain_tms" else experiment
+    original = getattr(owner, when)
+
+    def signalled(*arguments: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    pretrain = {"steps": 51, "batch_size": 64, "lr": 5e-3}  # in no cache
+    file = write_file(tmp_path, eval=None, target__pretrain=pretrain)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, when, signalled)
+        stopped = vpd("train", file, "--out-dir", tmp_path / "runs", "--quiet")
+    assert stopped.code == 75, stopped.err
+    assert "Traceback" not in stopped.err and "stopped by a signal" in stopped.err
+    assert_nothing_half_written(tmp_path / "runs" / "tiny")
+
+
+def _until(path: Path, process: object) -> None:
+    while not path.exists() and process.poll() is None:  # type: ignore[attr-defined]
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_sigterm_to_a_process(finished: Path, tmp_path: Path, vpd: Vpd) -> None:
+    arguments = ("train", write_file(tmp_path), "--out-dir", tmp_path / "runs", "--quiet")
+    run = tmp_path / "runs" / "tiny"
+    process = start(*arguments)
+    _until(run / "metrics.jsonl", process)
+    process.send_signal(signal.SIGTERM)
+    code, out, err = finish(process)
+    assert code == 75, err
+    assert out.splitlines()[-1] == str(run)
+    assert "Traceback" not in err
+    last = saved_steps(run)[-1]
+    assert vpd(*arguments).code == 0
+    if last % 10:
+        shutil.rmtree(run / "checkpoints" / str(last))
+    assert_same_run(finished, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("when", ["pretraining", "directory", ".lock", "checkpoints"])
+def test_a_signal_before_training(when: str, chosen: int, tmp_path: Path) -> None:
+    """Nothing to save yet: 75, no traceback, and the same command goes on."""
+    pretrain = {"steps": 300_000 if when == "pretraining" else 50, "batch_size": 64, "lr": 5e-3}
+    file = write_file(tmp_path, target__pretrain=pretrain, eval=None)
+    arguments = ("train", file, "--out-dir", tmp_path / "runs", "--quiet", "--steps", 20)
+    run = tmp_path / "runs" / "tiny"
+    process = start(*arguments)
+    if when == "pretraining":
+        time.sleep(12)
+    else:
+        _until(run if when == "directory" else run / when, process)
+    process.send_signal(chosen)
+    code, _, err = finish(process)
+    assert code == 75, err
+    assert "Traceback" not in err
+    assert_nothing_half_written(run)
+    if when != "pretraining":
+        code, _, err = finish(start(*arguments))
+        assert code == 0, err
+
+
+@pytest.mark.slow
+def test_a_second_sigint_leaves_at_once(tmp_path: Path) -> None:
+    file = write_file(tmp_path, pd__steps=200_000, eval=None, runtime={"steps_per_dispatch": 200_000}, cadence={
+        "train_log_every": 200_000,
+    })  # fmt: skip
+    run = tmp_path / "runs" / "tiny"
+    process = start("train", file, "--out-dir", tmp_path / "runs", "--quiet")
+    _until(run / "metrics.jsonl", process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    code, _, err = finish(process)
+    assert code in (75, 130), err
+    assert time.monotonic() - began < 10
+    assert "Traceback" not in err
+    assert_nothing_half_written(run)
