@@ -1,5 +1,6 @@
 """``vpd``: parses the command line and calls one function each."""
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -129,6 +130,9 @@ def bench(
 
 def main() -> None:
     """Entry point: 0 done, 1 fault, 2 the user's mistake (one sentence), 75 stopped by a signal."""
+    for out in (sys.stdout, sys.stderr):
+        if isinstance(out, io.TextIOWrapper):
+            out.reconfigure(errors="replace")  # a terminal without ✓ shows ?
     try:
         with StopSignals():
             app()

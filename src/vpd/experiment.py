@@ -19,13 +19,13 @@ from vpd.config import changed_fields, dump_run_file, read_run_file
 from vpd.config.run import Eval, RunConfig
 from vpd.config.targets import FeatureData, StoredTarget
 from vpd.data.build import Draw, feature_batches
-from vpd.errors import RunError
+from vpd.errors import NonFiniteError, RunError
 from vpd.evaluation.drawing import write_figures
 from vpd.evaluation.report import write_report
 from vpd.evaluation.suite import Evaluation, Suite
 from vpd.objective.total import persistent_terms
 from vpd.progress import training_meter
-from vpd.run_directory import RunDirectory, create_run_directory
+from vpd.run_directory import RunDirectory, create_run_directory, refuse_unwritable, write_atomically
 from vpd.signals import StopSignals
 from vpd.targets import TMS
 from vpd.targets.build import build_tms, cache_directory, stored_weights
@@ -150,6 +150,11 @@ def run_id_of(config: RunConfig, name: str | None) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.") or "run"
 
 
+def run_path(config: RunConfig, name: str | None) -> Path:
+    """The run directory that a run file means."""
+    return Path(config.out_dir or "runs").expanduser() / run_id_of(config, name)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a call of :func:`run` ended: where, whether all steps were made, and the last evaluation."""
@@ -183,13 +188,14 @@ def _run(
     config: RunConfig, name: str | None, quiet: bool, notify: Callable[[str], None], signals: StopSignals
 ) -> Outcome:
     use_compile_cache(config)
-    path = Path(config.out_dir or "runs") / run_id_of(config, name)
+    path = run_path(config, name)
     config = config.model_copy(update={"run_id": path.name, "out_dir": str(path.parent)})
     directory = RunDirectory(path)
     if path.exists():
         target = _reopen(directory, config)
         experiment = build(config, target)
     else:
+        refuse_unwritable(path)
         experiment = build(config)
         directory = create_run_directory(
             path, dump_run_file(config), _facts(config, path.name), tms_bytes(experiment.target)
@@ -197,8 +203,12 @@ def _run(
     with directory.locked():
         if directory.read_facts().get("status") == "finished":
             notify(f"{path} is finished already; give it another run_id to train it again")
+            if not (path / "report.html").exists():
+                write_report(path)
             return Outcome(directory, True, None)
         directory.sweep()
+        # What may change without another trajectory, such as a cadence, is pinned as it is now.
+        write_atomically(directory.config, dump_run_file(config))
         return _train(experiment, directory, quiet, notify, signals)
 
 
@@ -265,21 +275,30 @@ def _train(
         callbacks = Callbacks(
             log=recorder.log, save=checkpoints.save, evaluate=recorder.evaluate, progress=meter, stopped=stopped
         )
-        state, finished = train(
-            lambda state, n: program(experiment.target, state, n, seed),
-            state,
-            events_of(config),
-            callbacks,
-            config.runtime.steps_per_dispatch,
-            {name: spec.first_step for name, (_, spec) in persistent_terms(experiment.problem.terms).items()},
-        )
+        try:
+            state, finished = train(
+                lambda state, n: program(experiment.target, state, n, seed),
+                state,
+                events_of(config),
+                callbacks,
+                config.runtime.steps_per_dispatch,
+                {name: spec.first_step for name, (_, spec) in persistent_terms(experiment.problem.terms).items()},
+            )
+        except NonFiniteError:
+            _close(directory, "failed", seconds_before + time.monotonic() - began)
+            raise
         if not finished:
             checkpoints.save(state)
         checkpoints.close()
-        seconds = seconds_before + time.monotonic() - began
-        directory.update_facts(status="finished" if finished else "stopped", seconds=round(seconds, 1))
-        write_report(directory.path)
+        _close(directory, "finished" if finished else "stopped", seconds_before + time.monotonic() - began)
     return Outcome(directory, finished, recorder.last)
+
+
+def _close(directory: RunDirectory, status: str, seconds: float) -> None:
+    """Say how the run ended, and report what it has recorded."""
+    directory.update_facts(status=status, seconds=round(seconds, 1))
+    if directory.metrics.exists():
+        write_report(directory.path)
 
 
 def _precedes(start: int, record: Mapping[str, object]) -> bool:

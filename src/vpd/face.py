@@ -1,11 +1,12 @@
 """``vpd.decompose``: train a decomposition from Python and get it back opened."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from vpd.analysis.run import Run, open_run
-from vpd.config import RunConfig, check_supported, read_document, read_run_file
-from vpd.errors import ConfigError, Stopped
+from vpd.config import RunConfig, RunFile, read_document, read_run_file
+from vpd.errors import Stopped
 from vpd.experiment import run
 
 
@@ -39,8 +40,8 @@ def decompose(
         Stopped: a signal asked for it; what was reached is saved.
         NonFiniteError: a loss that is not finite.
     """
-    config, name = read_with(source, steps=steps, seed=seed, out_dir=out_dir, run_id=run_id)
-    outcome = run(config, name, quiet=quiet)
+    read = read_with(source, steps=steps, seed=seed, out_dir=out_dir, run_id=run_id)
+    outcome = run(read.config, read.name, quiet=quiet)
     if not outcome.finished:
         raise Stopped(f"{outcome.directory.path} was stopped by a signal; call again to go on with it")
     return open_run(outcome.directory.path)
@@ -53,25 +54,21 @@ def read_with(
     seed: int | None = None,
     out_dir: str | Path | None = None,
     run_id: str | None = None,
-) -> tuple[RunConfig, str | None]:
-    """A checked configuration with some values replaced, and the stem of its file.
+) -> RunFile:
+    """A checked run file with some values replaced.
 
     Raises:
         ConfigError: where the result can't be used.
     """
-    pd = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
-    top = {"out_dir": None if out_dir is None else str(out_dir), "run_id": run_id}
-    top = {key: value for key, value in top.items() if value is not None}
     if isinstance(source, RunConfig):
-        content: Mapping[str, object] = source.model_dump(mode="json")
+        content: dict[str, object] = source.model_dump(mode="json")
         name = None
     else:
-        content, name = read_document(Path(source)), Path(source).stem
-    if not pd and not top:
-        read = read_run_file(content if isinstance(source, RunConfig) else source)
-        check_supported(read.config)
-        return read.config, name
-    block = content.get("pd", {})
-    if not isinstance(block, Mapping):
-        raise ConfigError("pd: must be a block of keys; see docs/config.md")
-    return read_run_file({**content, **top, "pd": {**block, **pd}}).config, name
+        content, name = dict(read_document(Path(source))), Path(source).stem
+    top = {"out_dir": None if out_dir is None else str(out_dir), "run_id": run_id}
+    content |= {key: value for key, value in top.items() if value is not None}
+    pd = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
+    block = content.get("pd")
+    if pd and isinstance(block, Mapping):
+        content["pd"] = {**block, **pd}
+    return replace(read_run_file(content), name=name)

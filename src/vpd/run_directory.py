@@ -70,7 +70,7 @@ class RunDirectory:
             raise RunError(f"there is no run directory {self.path}; give the folder that `vpd train` printed")
         try:
             facts = json.loads(self.facts.read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(
                 f"{self.path} is no run directory (its run.json can't be read: {type(error).__name__}); "
                 "give the folder that `vpd train` printed"
@@ -94,8 +94,17 @@ class RunDirectory:
         if not self.metrics.exists():
             return
         lines = self.metrics.read_bytes().split(b"\n")[:-1]
-        kept = b"".join(line + b"\n" for line in lines if keep(json.loads(line)))
-        write_atomically(self.metrics, kept)
+        kept = [line + b"\n" for number, line in enumerate(lines, 1) if keep(self._record(number, line))]
+        write_atomically(self.metrics, b"".join(kept))
+
+    def _record(self, number: int, line: bytes) -> Facts:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict):
+            raise RunError(f"{self.metrics} line {number} is no JSON object; mend or delete that line")
+        return record
 
     def append_record(self, record: Mapping[str, object]) -> None:
         """Add one record as one line in one write."""
@@ -158,6 +167,17 @@ def create_run_directory(path: Path, config: str, facts: Mapping[str, object], t
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return RunDirectory(path)
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Find out before long work starts whether a run directory could be made.
+
+    Raises:
+        RunError: where its nearest existing parent is no folder that can be written.
+    """
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise RunError(f"can't write the run directory {path} ({parent} is no writable folder); choose another out_dir")
 
 
 def finite(value: object) -> object:

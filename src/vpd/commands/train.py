@@ -5,8 +5,9 @@ from pathlib import Path
 import typer
 
 from vpd.commands.tables import print_verdict
-from vpd.config import read_run_file
-from vpd.experiment import Outcome, run
+from vpd.config import RunFile
+from vpd.errors import ConfigError
+from vpd.experiment import Outcome, run, run_path
 from vpd.face import read_with
 from vpd.run_directory import RunDirectory
 
@@ -26,25 +27,30 @@ def train_command(
     Returns:
         The exit code: 0, or 75 where a signal stopped a run.
     """
-    plans = [read_with(_run_file(source), steps=steps, seed=seed, out_dir=out_dir, run_id=run_id) for source in sources]
-    for source in sources:
-        for notice in read_run_file(_run_file(source)).notices:
+    plans = [_plan(source, out_dir, run_id, steps, seed) for source in sources]
+    paths = [run_path(read.config, read.name) for read in plans]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ConfigError(f"run_id: two of the files mean the run directory {path}; give each a run_id of its own")
+    for read in plans:
+        for notice in read.notices:
             _say(notice)
-    for config, name in plans:
-        outcome = run(config, name, quiet, _say)
+    for read in plans:
+        outcome = run(read.config, read.name, quiet, _say)
         _print_result(outcome)
         if not outcome.finished:
             return STOPPED
     return 0
 
 
-def _run_file(source: Path) -> Path:
-    """The run file that is meant: a run directory means its pinned one."""
+def _plan(source: Path, out_dir: Path | None, run_id: str | None, steps: int | None, seed: int | None) -> RunFile:
+    """A run file as given; a run directory means its pinned one, and goes on where it lies."""
     if source.is_dir():
         directory = RunDirectory(source)
         directory.read_facts()
-        return directory.config
-    return source
+        place = source.resolve()
+        source, out_dir, run_id = directory.config, out_dir or place.parent, run_id or place.name
+    return read_with(source, steps=steps, seed=seed, out_dir=out_dir, run_id=run_id)
 
 
 def _print_result(outcome: Outcome) -> None:

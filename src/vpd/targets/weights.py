@@ -27,7 +27,10 @@ def tms_from_arrays(arrays: Mapping[str, Array]) -> TMS:
 
     Raises:
         KeyError: an array that a TMS needs and that is not there.
+        ValueError: a weight that is no matrix.
     """
+    if arrays["linear1.weight"].ndim != 2:
+        raise ValueError(f"linear1.weight has shape {arrays['linear1.weight'].shape}, and needs two axes")
     n_hidden = sum(name.startswith("hidden_layers.") for name in arrays)
     hidden = tuple(arrays[f"hidden_layers.{i}.weight"] for i in range(n_hidden))
     return TMS(arrays["linear1.weight"], arrays["linear2.bias"], hidden, arrays.get("linear2.weight"))
@@ -42,7 +45,7 @@ def load_tms(path: Path) -> TMS:
     try:
         arrays = {name: jnp.asarray(value) for name, value in load(path.read_bytes()).items()}
         return tms_from_arrays(arrays)
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise RunError(
             f"{path} can't be read as the weights of a TMS ({type(error).__name__}: {error}); "
             "give a target.safetensors that vpd wrote, or write target.pretrain"

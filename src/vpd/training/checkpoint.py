@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import Array
 
@@ -12,6 +14,7 @@ from vpd.errors import RunError
 from vpd.training.state import Decomposition, TrainState
 
 Tree = TypeVar("Tree")
+Leaf = Array | jax.ShapeDtypeStruct
 
 # Orbax reports every save and restore there.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -88,14 +91,15 @@ class Checkpoints:
                     f"checkpoint {step} of {self._directory.parent} holds {name} as {leaf.shape}, and its config.yaml "
                     f"means {wanted[name].shape}; restore the folder from a copy, or train again"
                 )
-        return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in wanted])
+        # Through the host: restored arrays are committed to their device, and programs would be compiled anew for them.
+        return jax.tree.unflatten(jax.tree.structure(template), [jnp.asarray(np.asarray(leaves[n])) for n in wanted])
 
     def close(self) -> None:
         """Release what Orbax holds."""
         self._manager.close()
 
 
-def named_leaves(tree: object) -> dict[str, Array]:
+def named_leaves(tree: object) -> dict[str, Leaf]:
     """``{path: array}`` of a pytree, in its own order; a path reads ``components.owned.linear1.V``."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -108,6 +108,8 @@ def train(
         if events.logs(t - 1):
             callbacks.log(t - 1, logs)
         callbacks.progress(t, logs)
+        if events.saves(t) or events.evaluates(t):
+            check_parameters(t, state)
         if events.saves(t):
             callbacks.save(state)
         if events.evaluates(t):
@@ -131,6 +133,18 @@ def check_finite(step: int, logs: dict[str, float]) -> None:
         f"the loss is not finite at step {step} ({', '.join(terms) or 'the sum of all terms'}); "
         "lower the learning rates or clip the gradient, and start again from the last checkpoint"
     )
+
+
+def check_parameters(updates: int, state: TrainState) -> None:
+    """Stop before parameters that are not finite are saved or evaluated; the last update made them so."""
+    decomposition = jax.device_get(state.decomposition)
+    groups = {"V and U": decomposition.components, "the CI function": decomposition.ci_fn}
+    bad = [name for name, tree in groups.items() if not all(np.isfinite(x).all() for x in jax.tree.leaves(tree))]
+    if bad:
+        raise NonFiniteError(
+            f"the parameters of {' and '.join(bad)} are not finite after {updates} updates; "
+            "lower the learning rates or clip the gradient, and start again from the last checkpoint"
+        )
 
 
 def _is_bad(name: str, value: float) -> bool:
