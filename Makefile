@@ -26,7 +26,7 @@ test: $(READY)
 	$(VENV)/bin/pytest -n 2
 
 test-slow: $(READY)
-	$(VENV)/bin/pytest -m slow
+	$(VENV)/bin/pytest -m slow -n 2
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check

@@ -261,13 +261,12 @@ def _train(
     began, seconds_before = time.monotonic(), float(str(directory.read_facts().get("seconds", 0.0)))
     program = lower_program(experiment).compile()
     saved = checkpoints.steps()
-    if saved:
-        state = checkpoints.load_state(saved[-1], state_template(experiment))
-        notify(f"going on with {directory.path} from step {saved[-1]}")
-    else:
-        state = first_state(experiment)
+    template = state_template(experiment)
+    state = checkpoints.load_state(saved[-1], template) if saved else first_state(experiment)
     start = int(state.training.step)
     directory.keep_records(partial(_precedes, start))
+    if saved:
+        notify(f"going on with {directory.path} from step {start}")
     directory.update_facts(status="running")
     recorder = _Recorder(experiment, directory, _suite(experiment))
     seed = jnp.asarray(pd.seed, jnp.uint32)

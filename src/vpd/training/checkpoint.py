@@ -14,7 +14,7 @@ from vpd.errors import RunError
 from vpd.training.state import Decomposition, TrainState
 
 Tree = TypeVar("Tree")
-Leaf = Array | jax.ShapeDtypeStruct
+Leaf = Array | np.ndarray | jax.ShapeDtypeStruct
 
 # Orbax reports every save and restore there.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -77,22 +77,32 @@ class Checkpoints:
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
             for name, leaf in named_leaves(template).items()
         }
+        self._check_shapes(step, item, wanted)
         restore = ocp.args.PyTreeRestore(wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted))  # pyright: ignore[reportCallIssue]
         try:
             leaves = self._manager.restore(step, args=ocp.args.Composite(**{item: restore}))[item]
         except (ValueError, KeyError, OSError) as error:
-            raise RunError(
-                f"checkpoint {step} of {self._directory.parent} can't be read as what its config.yaml describes "
-                f"({str(error).splitlines()[0]:.200}); restore the folder from a copy, or train again"
-            ) from None
-        for name, leaf in leaves.items():
-            if leaf.shape != wanted[name].shape:
-                raise RunError(
-                    f"checkpoint {step} of {self._directory.parent} holds {name} as {leaf.shape}, and its config.yaml "
-                    f"means {wanted[name].shape}; restore the folder from a copy, or train again"
-                )
+            raise self._unreadable(step, type(error).__name__) from None
         # Through the host: restored arrays are committed to their device, and programs would be compiled anew for them.
         return jax.tree.unflatten(jax.tree.structure(template), [jnp.asarray(np.asarray(leaves[n])) for n in wanted])
+
+    def _check_shapes(self, step: int, item: str, wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+        """Compare with what Orbax noted beside the arrays, before any is read."""
+        try:
+            folder = self._directory / str(step) / item
+            stored = ocp.PyTreeCheckpointHandler().metadata(folder).tree  # pyright: ignore[reportArgumentType]  # any path
+        except (ValueError, KeyError, OSError, TypeError) as error:
+            raise self._unreadable(step, type(error).__name__) from None
+        for name, leaf in wanted.items():
+            shape = tuple(stored[name].shape) if name in stored else None
+            if shape != leaf.shape:
+                raise self._unreadable(step, f"{name} is {shape or 'not there'}, and the file means {leaf.shape}")
+
+    def _unreadable(self, step: int, reason: str) -> RunError:
+        return RunError(
+            f"checkpoint {step} of {self._directory.parent} can't be read as what its config.yaml describes "
+            f"({reason}); restore the folder from a copy, or train again"
+        )
 
     def close(self) -> None:
         """Release what Orbax holds."""
