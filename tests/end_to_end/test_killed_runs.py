@@ -150,8 +150,7 @@ def test_kill_ten_times(seed: int, tmp_path: Path) -> None:
     assert code == 0, err
     assert out.splitlines()[-1] == str(folder / "tiny")
     assert_same_run(tmp_path / "whole" / "tiny", folder / "tiny")
-    # How many phases the kills hit depends on the machine's speed and load.
-    assert len(set(phases)) >= 2, phases
+    assert len(set(phases)) >= 4, phases
 
 
 @pytest.mark.slow

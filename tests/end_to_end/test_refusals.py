@@ -162,7 +162,7 @@ def test_a_damaged_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["more_subcomponents", "other_ci_function"])
+@pytest.mark.parametrize("name", ["more_subcomponents", "short_values"])
 def test_a_damaged_run_in_a_process(name: str, finished: Path, tmp_path: Path) -> None:
     where, damage = {n: (w, d) for n, w, d in DAMAGE}[name]
     run = tmp_path / "run"
