@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxtyping import Array, Float, Int
 
-from vpd.config.targets import StoredTarget, TMSTarget
+from vpd.config.targets import TMSTarget
 from vpd.run_directory import write_atomically
 from vpd.targets.tms import TMS, init_tms, pretrain_tms
 from vpd.targets.weights import load_tms, tms_bytes
@@ -29,7 +29,7 @@ def stored_weights(path: Path) -> Path:
     return path / "target.safetensors" if path.is_dir() else path
 
 
-def build_tms(config: TMSTarget | StoredTarget, data: dict[str, object], draw: Draw) -> TMS:
+def build_tms(config: TMSTarget, data: dict[str, object], draw: Draw) -> TMS:
     """The trained TMS of a run file, from the cache where it was trained before.
 
     Args:
@@ -37,8 +37,6 @@ def build_tms(config: TMSTarget | StoredTarget, data: dict[str, object], draw: D
         data: the data block as plain values, part of the cache key.
         draw: the pretraining batch of a step.
     """
-    if isinstance(config, StoredTarget):
-        return load_tms(stored_weights(Path(config.run_path)))
     content = json.dumps([RECIPE, config.model_dump(mode="json"), data], sort_keys=True)
     path = cache_directory() / "targets" / f"tms-{hashlib.sha256(content.encode()).hexdigest()[:24]}.safetensors"
     if path.exists():
