@@ -117,7 +117,9 @@ def reproduce(
 
 @app.command()
 def bench(
-    workload: Annotated[str, typer.Argument(help="T: a TMS 5-2 step at batch 4096.", show_default=False)],
+    workload: Annotated[
+        str, typer.Argument(help="T: a TMS 5-2 step at batch 4096; R: a ResidMLP-1 step at 2048.", show_default=False)
+    ],
     rounds: Annotated[int, typer.Option(help="Measured rounds.", min=1)] = 15,
     steps: Annotated[int, typer.Option(help="Steps a round.", min=1)] = 50,
     as_json: Json = False,

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from vpd.config import changed_fields, dump_run_file, read_run_file
 from vpd.config.run import Eval, RunConfig
-from vpd.config.targets import FeatureData, StoredTarget
-from vpd.data.build import Draw, feature_batches
+from vpd.config.targets import FeatureData, LMTarget, StoredTarget
+from vpd.data.build import Draw, feature_batches, sequence_batches
 from vpd.errors import NonFiniteError, RunError
 from vpd.evaluation.drawing import write_figures
 from vpd.evaluation.report import write_report
@@ -27,9 +27,9 @@ from vpd.objective.total import persistent_terms
 from vpd.progress import training_meter
 from vpd.run_directory import RunDirectory, create_run_directory, refuse_unwritable, write_atomically
 from vpd.signals import StopSignals
-from vpd.targets import TMS
-from vpd.targets.build import build_tms, cache_directory, stored_weights
-from vpd.targets.weights import load_tms, tms_bytes
+from vpd.targets import TMS, Induction, ResidMLP
+from vpd.targets.build import build_toy, cache_directory, fresh_target, load_stored
+from vpd.targets.weights import Toy, load_target, target_bytes
 from vpd.training.build import init_state, problem_from, sites_from
 from vpd.training.checkpoint import Checkpoints
 from vpd.training.loop import Callbacks, Events, train
@@ -53,47 +53,66 @@ class Experiment:
     """
 
     config: RunConfig
-    target: TMS
+    target: Toy
     problem: Problem
     train_batch: Draw
     eval_batch: Draw | None
 
 
-def build(config: RunConfig, target: TMS | None = None) -> Experiment:
+def build(config: RunConfig, target: Toy | None = None) -> Experiment:
     """Turn a run file into its objects; trains the target where it is not given and not cached.
 
     Args:
         config: read and supported.
         target: the frozen network, where it is at hand already.
     """
-    data = config.data
-    assert isinstance(data, FeatureData)
-    target = target or _target(config, data)
-    n_features = target.linear1.shape[0]
+    target = target or _target(config)
     runtime = config.runtime
     bfloat16 = jax.default_backend() != "cpu" if runtime.autocast_bf16 is None else runtime.autocast_bf16
     sites = sites_from(config.pd, target)
     problem = problem_from(config.pd, sites, config.has_sequence, bfloat16, runtime.remat_recon_forwards)
-    evaluated = config.eval and feature_batches(data, n_features, config.eval.batch_size, "eval")
-    return Experiment(
-        config, target, problem, feature_batches(data, n_features, config.pd.batch_size, "train"), evaluated
-    )
+    evaluated = config.eval and batches(config, target, config.eval.batch_size, "eval")
+    return Experiment(config, target, problem, batches(config, target, config.pd.batch_size, "train"), evaluated)
 
 
-def _target(config: RunConfig, data: FeatureData) -> TMS:
+def batches(config: RunConfig, target: Toy, batch_size: int, name: str) -> Draw:
+    """Batches of one named stream, a function of (seed, step).
+
+    Args:
+        config: the run file.
+        target: the network that reads them.
+        batch_size: examples a batch.
+        name: ``train``, ``eval`` or ``pretrain``.
+    """
+    match target:
+        case TMS() | ResidMLP():
+            assert isinstance(config.data, FeatureData)
+            low = -1.0 if isinstance(target, ResidMLP) else 0.0
+            return feature_batches(config.data, target.n_features, batch_size, name, low)
+        case Induction():
+            return sequence_batches(target.wte.shape[0], target.seq_len, batch_size, name)
+
+
+def leading_of(config: RunConfig, target: Toy) -> tuple[int, ...]:
+    """Shape of the positions of a training batch: ``(batch,)`` or ``(batch, sequence)``."""
+    batch = config.pd.batch_size
+    return (batch, target.seq_len) if isinstance(target, Induction) else (batch,)
+
+
+def _target(config: RunConfig) -> Toy:
     block = config.target
+    assert not isinstance(block, LMTarget), "language models are refused when the run file is read"
     if isinstance(block, StoredTarget):
-        return load_tms(stored_weights(Path(block.run_path)))
-    assert block.tag == "tms", "other targets are refused when the run file is read"
-    draw = feature_batches(data, block.n_features, block.pretrain.batch_size, "pretrain")
-    seed = jnp.asarray(block.pretrain.seed, jnp.uint32)
-    return build_tms(block, data.model_dump(mode="json"), partial(draw, seed))
+        return load_stored(block, config.target_kind)
+    draw = batches(config, fresh_target(block), block.pretrain.batch_size, "pretrain")
+    data = config.data.model_dump(mode="json") if config.data else None
+    return build_toy(block, data, partial(draw, jnp.asarray(block.pretrain.seed, jnp.uint32)))
 
 
 def first_state(experiment: Experiment) -> TrainState:
     """The state before step 0, after faithfulness warm-up."""
     pd, problem = experiment.config.pd, experiment.problem
-    state = init_state(problem, pd, experiment.config.tied_pairs, (pd.batch_size,))
+    state = init_state(problem, pd, experiment.config.tied_pairs, leading_of(experiment.config, experiment.target))
     if pd.faithfulness_warmup_steps == 0:
         return state
     batch = experiment.train_batch(jnp.asarray(pd.seed, jnp.uint32), jnp.asarray(0, jnp.int32))
@@ -111,9 +130,8 @@ def first_state(experiment: Experiment) -> TrainState:
 def state_template(experiment: Experiment) -> TrainState:
     """Structure, shapes and types of the state; nothing is allocated."""
     config = experiment.config
-    return jax.eval_shape(
-        partial(init_state, experiment.problem, config.pd, config.tied_pairs, (config.pd.batch_size,))
-    )
+    leading = leading_of(config, experiment.target)
+    return jax.eval_shape(partial(init_state, experiment.problem, config.pd, config.tied_pairs, leading))
 
 
 def lower_program(experiment: Experiment) -> jax.stages.Lowered:
@@ -198,7 +216,7 @@ def _run(
         refuse_unwritable(path)
         experiment = build(config)
         directory = create_run_directory(
-            path, dump_run_file(config), _facts(config, path.name), tms_bytes(experiment.target)
+            path, dump_run_file(config), _facts(config, path.name), target_bytes(experiment.target)
         )
     with directory.locked():
         if directory.read_facts().get("status") == "finished":
@@ -212,7 +230,7 @@ def _run(
         return _train(experiment, directory, quiet, notify, signals)
 
 
-def _reopen(directory: RunDirectory, config: RunConfig) -> TMS:
+def _reopen(directory: RunDirectory, config: RunConfig) -> Toy:
     """The stored target of a run that goes on, once its configuration is known to mean the same."""
     directory.read_facts()
     stored = read_run_file(directory.config).config
@@ -222,7 +240,7 @@ def _reopen(directory: RunDirectory, config: RunConfig) -> TMS:
             f"{directory.path} holds a run with other values of {', '.join(changes.trajectory)}; "
             "give this one another run_id or out_dir"
         )
-    return load_tms(directory.target)
+    return load_target(directory.target)
 
 
 def _facts(config: RunConfig, run_id: str) -> Mapping[str, object]:

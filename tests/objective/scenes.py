@@ -15,6 +15,7 @@ from vpd.decomposition import Components, ComponentSet, Site
 from vpd.objective import ReconTerm, Scene
 from vpd.objective.build import term_from
 from vpd.targets import TMS, clean_forward
+from vpd.targets.base import with_identities
 
 # Tests compile far longer than they compute.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
@@ -43,7 +44,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 
 class Chain(eqx.Module):
-    """Two layers on tokens: a lookup, an inserted identity, a matrix with a bias, a mix over positions, a matrix."""
+    """Two layers on tokens: a lookup, a matrix with a bias, a mix over positions, a matrix."""
 
     embed: jax.Array
     fc1: jax.Array
@@ -52,7 +53,7 @@ class Chain(eqx.Module):
 
     def forward(self, batch, seam):
         """``[B, T]`` tokens to ``[B, T, out]``."""
-        x = seam("fc1.pre_identity", seam("embed", batch, self.embed, kind="embedding"), None, kind="identity")
+        x = seam("embed", batch, self.embed, kind="embedding")
         h = jnp.tanh(seam("fc1", x, self.fc1, self.bias))
         return seam("fc2", h + jnp.mean(h, axis=1, keepdims=True), self.fc2)
 
@@ -65,7 +66,6 @@ class Chain(eqx.Module):
         (vocab, d), (_, h), (_, out) = self.embed.shape, self.fc1.shape, self.fc2.shape
         return {
             "embed": (vocab, d, "embedding"),
-            "fc1.pre_identity": (d, d, "identity"),
             "fc1": (d, h, "linear"),
             "fc2": (h, out, "linear"),
         }
@@ -103,9 +103,11 @@ def tms(hidden: int = 0, f: int = 4, h: int = 3, untied: bool = False) -> TMS:
 
 
 def sites_of(target, C: int = 3) -> tuple[Site, ...]:
-    """All its matrices, with numbers of subcomponents that differ."""
-    matrices = target.matrices().items()
-    return tuple(Site(s, d_in, d_out, C + i, kind) for i, (s, (d_in, d_out, kind)) in enumerate(matrices))
+    """All its matrices, and of a chain an inserted identity, with numbers of subcomponents that differ."""
+    inserted = ("fc1.pre_identity",) if isinstance(target, Chain) else ()
+    every = with_identities(target.matrices()).items()
+    chosen = [(s, matrix) for s, matrix in every if matrix[2] != "identity" or s in inserted]
+    return tuple(Site(s, d_in, d_out, C + i, kind) for i, (s, (d_in, d_out, kind)) in enumerate(chosen))
 
 
 def batch_of(target, leading: tuple[int, ...] = (5,), key: int = 7) -> jax.Array:

@@ -9,7 +9,7 @@ from objective.scenes import jit, normal, tms, uniform
 from vpd.data.features import single_features, sparse_features
 from vpd.randomness import stream
 from vpd.targets import clean_forward, frozen_weights, init_tms, pretrain_tms
-from vpd.targets.weights import load_tms, tms_bytes
+from vpd.targets.weights import load_target, target_bytes
 
 
 @pytest.mark.parametrize("hidden", [0, 2])
@@ -25,7 +25,8 @@ def test_the_forward_pass(hidden: int, untied: bool) -> None:
     last = np.asarray(target.linear2) if untied else np.asarray(target.linear1).T
     np.testing.assert_allclose(out, np.maximum(h @ last + np.asarray(target.bias), 0), rtol=1e-4, atol=1e-5)
     names = ["linear1", *(f"hidden_layers.{i}" for i in range(hidden)), "linear2"]
-    assert list(inputs) == list(target.matrices()) == list(frozen_weights(target, x)) == names
+    assert list(target.matrices()) == list(frozen_weights(target, x)) == names
+    assert list(inputs) == [site for name in names for site in (name, f"{name}.pre_identity")]
     for name, weight in frozen_weights(target, x).items():
         assert target.matrices()[name] == (*weight.shape, "linear")
 
@@ -66,8 +67,8 @@ def test_training_reconstructs_features_and_keeps_identities(tmp_path) -> None:
     assert after < 0.5 * before and error < 0.05
     np.testing.assert_array_equal(trained.hidden_layers[0], np.eye(2))
     assert np.asarray(trained.bias).any() and trained.linear2 is None
-    (tmp_path / "target.safetensors").write_bytes(tms_bytes(trained))
-    read = load_tms(tmp_path / "target.safetensors")
+    (tmp_path / "target.safetensors").write_bytes(target_bytes(trained))
+    read = load_target(tmp_path / "target.safetensors")
     for x, y in zip(jax.tree.leaves(trained), jax.tree.leaves(read), strict=True):
         np.testing.assert_array_equal(x, y)
 

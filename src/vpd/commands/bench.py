@@ -1,6 +1,7 @@
 """``vpd bench``: what a training step of a fixed workload costs on one core, and what its program looks like."""
 
 import json
+import math
 import os
 import platform
 import re
@@ -24,17 +25,17 @@ from rich.table import Table
 
 from vpd.config import read_run_file
 from vpd.config.run import RunConfig
-from vpd.config.targets import TMSTarget
+from vpd.config.targets import ToyTarget
 from vpd.errors import VpdError
-from vpd.experiment import PACKAGES, Experiment, build, first_state, lower_program, state_template
+from vpd.experiment import PACKAGES, Experiment, build, first_state, leading_of, lower_program, state_template
 from vpd.progress import console
-from vpd.targets import init_tms
+from vpd.targets.build import fresh_target
 from vpd.training.cost import step_operations, trained_sizes
 from vpd.training.state import TrainState, state_bytes
 from vpd.training.step import Logs, run_steps
 
-WORKLOADS = ("T",)
-PLANNED = ("R", "W")
+WORKLOADS = ("T", "R")
+PLANNED = ("W",)
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 CACHE_FLAG = "jax_enable_compilation_cache"
 
@@ -98,13 +99,9 @@ def workload_config(workload: str) -> RunConfig:
     Raises:
         VpdError: an unknown name.
     """
-    if workload in PLANNED:
-        raise VpdError(f"workload {workload} is not built yet; this version measures {', '.join(WORKLOADS)}")
     if workload not in WORKLOADS:
-        raise VpdError(
-            f"no workload {workload!r}; this version measures {', '.join(WORKLOADS)} "
-            f"({' and '.join(PLANNED)} are not built yet)"
-        )
+        said = "is not built yet" if workload in PLANNED else "is unknown"
+        raise VpdError(f"workload {workload} {said}; this version measures {' and '.join(WORKLOADS)}")
     with resources.as_file(resources.files("vpd") / "recipes" / f"bench-{workload}.yaml") as path:
         return read_run_file(path).config
 
@@ -166,8 +163,8 @@ def measure(workload: str, config: RunConfig, rounds: int, steps: int, machine: 
         steps: training steps in each.
         machine: facts for the record.
     """
-    assert isinstance(config.target, TMSTarget)
-    experiment = build(config, init_tms(config.target.n_features, config.target.n_hidden, 0, 0))
+    assert isinstance(config.target, ToyTarget)
+    experiment = build(config, fresh_target(config.target))
     with counted_compiles(run_steps.__name__) as compiles:
         lowered = lower_program(experiment)
         began = time.process_time()
@@ -188,7 +185,7 @@ def measure(workload: str, config: RunConfig, rounds: int, steps: int, machine: 
         cpu_s_per_step_quartiles=_quartiles(cpu),
         steps_per_round=steps,
         counted_gflop=counted_gflop(experiment, template),
-        roofline_fraction=None,  # T's matrices are so small that their products are not what takes its time
+        roofline_fraction=None,  # toys: matrix products are not what takes their time
         peak_rss_mb=_peak_rss_mb(),
         compiles=len(compiles),
         compile_s=compile_s,
@@ -238,7 +235,7 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 def counted_gflop(experiment: Experiment, template: TrainState) -> float:
     """Operations of a step in billions, counted from shapes."""
-    positions = experiment.config.pd.batch_size
+    positions = math.prod(leading_of(experiment.config, experiment.target))
     trained = trained_sizes(template.decomposition)
     return sum(step_operations(experiment.problem, experiment.target.matrices(), trained, positions).values()) / 1e9
 

@@ -8,9 +8,8 @@ import typer
 from vpd.analysis.run import Run, open_run
 from vpd.commands.tables import number, print_verdict
 from vpd.config.run import Eval
-from vpd.config.targets import FeatureData
-from vpd.data.build import feature_batches
 from vpd.evaluation.suite import Evaluation, Suite
+from vpd.experiment import batches as evaluation_batches
 from vpd.run_directory import finite
 
 DEFAULT_BATCHES = 10
@@ -40,15 +39,14 @@ def evaluate_command(path: Path, step: int | None, batches: int | None, as_json:
 
 def evaluate_run(run: Run, batches: int | None = None) -> Evaluation:
     """One pass over the evaluation stream of an opened run."""
-    config, data = run.config, run.config.data
-    assert isinstance(data, FeatureData)
+    config = run.config
     block = config.eval or Eval(
         batch_size=config.pd.batch_size, n_steps=DEFAULT_BATCHES, every=1, slow_every=1, metrics=()
     )
     block = block.model_copy(update={"n_steps": batches or block.n_steps})
     config = config.model_copy(update={"eval": block})
     target = run.experiment.target
-    draw = feature_batches(data, target.linear1.shape[0], block.batch_size, "eval")
+    draw = evaluation_batches(config, target, block.batch_size, "eval")
     suite = Suite(config, run.experiment.problem, target, draw, adversaries=False)
     return suite.evaluate(run.decomposition, {}, run.step)
 

@@ -26,8 +26,8 @@ def print_verdict(rows: Sequence[Row], title: str) -> None:
     table.add_column("expected")
     for measure in measures:
         cells = [_cell(at.get((measure, site))) for site in sites]
-        expected = list(dict.fromkeys(str(at[measure, s]["expected"]) for s in sites if (measure, s) in at))
-        table.add_row(measure, *cells, " / ".join(expected))
+        expected = dict.fromkeys(str(at[measure, s]["expected"]) for s in sites if (measure, s) in at)
+        table.add_row(measure, *cells, " / ".join(filter(None, expected)))
     results_console().print(table)
 
 
@@ -35,7 +35,13 @@ def _cell(row: Row | None) -> str:
     if row is None:
         return ""
     value = number(row["value"])
-    return f"[red]{value} ✗[/red]" if row["ok"] is False else f"{value} ✓"
+    match row["ok"]:
+        case None:
+            return f"{value}  "
+        case False:
+            return f"[red]{value} ✗[/red]"
+        case _:
+            return f"{value} ✓"
 
 
 def number(value: object) -> str:

@@ -21,14 +21,17 @@ from vpd.config.schedule import LRSchedule
 from vpd.config.sites import match_sites, matches, unmatched
 from vpd.config.sources import RepeatedScope, Scope, needs_sequence, resolved_scope
 from vpd.config.targets import (
+    LOOKUPS,
     TARGET_NAMES,
     FeatureData,
     InductionTarget,
     LMTarget,
     ResidMLPTarget,
+    SiteShapes,
     StoredTarget,
     TMSTarget,
     TokenData,
+    ToyTarget,
 )
 
 if TYPE_CHECKING:
@@ -169,7 +172,8 @@ def _check_sites(config: RunConfig) -> dict[str, int] | None:
     if names is None:
         return None
     sites = match_sites(config.pd.decomposition_targets, names)
-    inserted = match_sites(identities, names, "pd.identity_decomposition_targets")
+    vectors = [name for name in names if name not in LOOKUPS]
+    inserted = match_sites(identities, vectors, "pd.identity_decomposition_targets")
     return sites | {f"{site}.pre_identity": C for site, C in inserted.items()}
 
 
@@ -209,6 +213,20 @@ def _check_ties(config: RunConfig, sites: dict[str, int] | None) -> None:
                 f"tied sites need the same C, but {a} has {sites[a]} and {b} has {sites[b]}{why}",
                 "make C equal, or write tied_weights: [] to untie them",
             )
+        if isinstance(config.target, ToyTarget):
+            _check_transposed(config.target.site_shapes, a, b)
+
+
+def _check_transposed(shapes: SiteShapes, a: str, b: str) -> None:
+    """A tied pair has each other's transposed shape; an inserted identity is square."""
+    widths = {f"{site}.pre_identity": (d_in, d_in) for site, (d_in, _) in shapes.items()}
+    first, second = (shapes | widths)[a], (shapes | widths)[b]
+    if first != second[::-1]:
+        raise refusal(
+            "pd.tied_weights",
+            f"{a} {list(first)} and {b} {list(second)} are not each other's transpose",
+            "tie sites of transposed shapes, or write tied_weights: [] to untie them",
+        )
 
 
 def _check_sequence_fits(config: RunConfig) -> None:

@@ -11,7 +11,7 @@ from vpd.config.losses import AnyLoss
 from vpd.config.metrics import EvalMetric
 from vpd.config.schedule import Optimizer
 from vpd.config.sites import target_kind, tied_pairs
-from vpd.config.targets import AnyData, AnyTarget, ResidMLPTarget, TargetKind, TMSTarget
+from vpd.config.targets import AnyData, AnyTarget, TargetKind, ToyTarget
 from vpd.config.values import (
     Count,
     CountOrZero,
@@ -290,7 +290,7 @@ class RunConfig(Block):
     @property
     def site_names(self) -> tuple[str, ...] | None:
         """All sites of the target in the order of its forward pass; null where only the target knows."""
-        return self.target.site_names if isinstance(self.target, TMSTarget | ResidMLPTarget) else None
+        return tuple(self.target.site_shapes) if isinstance(self.target, ToyTarget) else None
 
     @property
     def tied_pairs(self) -> tuple[tuple[str, str], ...]:

@@ -16,6 +16,7 @@ _RESID_PROBES = (
     "layers.1.mlp_out",
     "layers.2.mlp_in",
 )
+_INDUCTION_PROBES = ("h.0.attn.q_proj", "h.1.attn.q_proj", "h.1.attn.v_proj", "h.1.attn.o_proj", "wte", "lm_head")
 
 
 class SitePattern(Protocol):
@@ -78,10 +79,12 @@ def target_kind(target: Target, patterns: Sequence[str]) -> TargetKind:
         return "tms"
     if any(matches(pattern, _RESID_PROBES) for pattern in patterns):
         return "resid_mlp"
+    if any(matches(pattern, _INDUCTION_PROBES) for pattern in patterns):
+        return "induction"
     raise refusal(
         "target.run_path",
-        f"can't tell a stored TMS from a ResidMLP by the patterns {listed(patterns)}",
-        "decompose linear1 and linear2, or layers.*.mlp_in and layers.*.mlp_out",
+        f"can't tell which stored toy is meant by the patterns {listed(patterns)}",
+        "decompose linear1 and linear2, layers.*.mlp_in and layers.*.mlp_out, or h.*.attn.*",
     )
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from vpd.config.block import refusal, show
 from vpd.config.run import RunConfig
-from vpd.config.sites import TMS_PAIR
 from vpd.config.targets import StoredTarget, TargetKind
 from vpd.config.values import is_block, is_list
 
@@ -32,19 +31,12 @@ class Gap:
 
 _TARGETS: dict[TargetKind, str] = {
     "lm": "a language-model target",
-    "resid_mlp": "a ResidMLP target",
-    "induction": "an induction target",
 }
 _ATTENTION = ("CIMaskedAttnPatternsReconLoss", "StochasticAttnPatternsReconLoss")
 _TRANSFORMERS = ("global_shared_transformer", "chunkwise_transformer")
-_TOY_ONLY = "use a TMS target: n_features, n_hidden and pretrain"
+_TOY_ONLY = "use a toy: a TMS, a ResidMLP, or kind: induction"
 
 GAPS: tuple[Gap, ...] = (
-    Gap(
-        "pd.identity_decomposition_targets",
-        "decomposing inserted identities",
-        "write identity_decomposition_targets: null",
-    ),
     Gap(
         "pd.ci_config.fn_type",
         "a transformer as causal-importance function",
@@ -137,20 +129,11 @@ def _check_target(config: RunConfig) -> None:
         raise refusal("target", f"{_TARGETS[kind]} is not built in this version", _TOY_ONLY)
     if isinstance(config.target, StoredTarget):
         _check_stored(config.target.run_path)
-    else:
-        n_hidden_layers = getattr(config.target, "n_hidden_layers", 0)
-        if n_hidden_layers > 1:
-            said = f"a TMS target with {n_hidden_layers} hidden layers is not built in this version"
-            raise refusal("target.n_hidden_layers", said, "write n_hidden_layers: 0 or 1")
-    pairs = [pair for pair in config.tied_pairs if set(pair) != set(TMS_PAIR)]
-    if pairs:
-        said = f"tying {' with '.join(pairs[0])} is not built in this version"
-        raise refusal("pd.tied_weights", said, "write [[linear1, linear2]] or []")
 
 
 def _check_stored(run_path: str) -> None:
     way_out = (
-        "write n_features, n_hidden and a pretrain: block to train the target here, "
+        "write the sizes of the target and a pretrain: block to train it here, "
         "or a local path to a run directory with target.safetensors"
     )
     path = Path(run_path).expanduser()

@@ -17,6 +17,9 @@ TARGET_NAMES: dict[TargetKind, str] = {
 }
 
 
+SiteShapes = dict[str, tuple[int, int]]
+
+
 class Pretrain(Block):
     """How a toy target is trained in-process."""
 
@@ -45,10 +48,11 @@ class TMSTarget(Block):
     """How the target is trained."""
 
     @property
-    def site_names(self) -> tuple[str, ...]:
+    def site_shapes(self) -> SiteShapes:
         """Sites in the order of the forward pass."""
-        hidden = tuple(f"hidden_layers.{i}" for i in range(self.n_hidden_layers))
-        return ("linear1", *hidden, "linear2")
+        f, h = self.n_features, self.n_hidden
+        hidden = {f"hidden_layers.{i}": (h, h) for i in range(self.n_hidden_layers)}
+        return {"linear1": (f, h), **hidden, "linear2": (h, f)}
 
 
 class ResidMLPTarget(Block):
@@ -86,9 +90,10 @@ class ResidMLPTarget(Block):
         return self
 
     @property
-    def site_names(self) -> tuple[str, ...]:
+    def site_shapes(self) -> SiteShapes:
         """Sites in the order of the forward pass."""
-        return tuple(f"layers.{i}.{part}" for i in range(self.n_layers) for part in ("mlp_in", "mlp_out"))
+        parts = {"mlp_in": (self.d_embed, self.d_mlp), "mlp_out": (self.d_mlp, self.d_embed)}
+        return {f"layers.{i}.{part}": shape for i in range(self.n_layers) for part, shape in parts.items()}
 
 
 class StoredTarget(Block):
@@ -107,18 +112,43 @@ class InductionTarget(Block):
 
     kind: Literal["induction"]
     """Selects this target."""
-    vocab: Annotated[Count, Field(examples=[128])]
-    """Number of tokens."""
+    vocab: Annotated[Count, Field(examples=[64])]
+    """Number of tokens, the start token among them."""
     n_layers: Annotated[Count, Field(examples=[2])]
     """Number of layers."""
     n_heads: Annotated[Count, Field(examples=[1])]
     """Attention heads per layer."""
     d_model: Annotated[Count, Field(examples=[16])]
     """Width of the residual stream."""
-    seq_len: Annotated[Count, Field(examples=[64])]
-    """Sequence length."""
+    seq_len: Annotated[Count, Field(examples=[32])]
+    """Sequence length: a start token, then a run of random tokens over and over."""
     pretrain: Pretrain
     """How the target is trained."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.seq_len < 8:
+            raise problem("seq_len", f"{self.seq_len} leaves no room to repeat a run of tokens", "write a number >= 8")
+        if self.vocab <= self.seq_len // 2:
+            raise problem(
+                "vocab",
+                f"{self.seq_len // 2} distinct tokens and the start token are more than {self.vocab}",
+                f"write a number > {self.seq_len // 2}",
+            )
+        if self.d_model % (2 * self.n_heads):
+            raise problem(
+                "d_model",
+                f"{self.d_model} can't be split into {self.n_heads} heads of even width, as rotary positions need",
+                f"write a multiple of {2 * self.n_heads}",
+            )
+        return self
+
+    @property
+    def site_shapes(self) -> SiteShapes:
+        """Sites in the order of the forward pass."""
+        d, parts = self.d_model, ("q_proj", "k_proj", "v_proj", "o_proj")
+        attention = {f"h.{i}.attn.{part}": (d, d) for i in range(self.n_layers) for part in parts}
+        return {"wte": (self.vocab, d), **attention, "lm_head": (d, self.vocab)}
 
 
 class HFSpec(Block):
@@ -262,6 +292,9 @@ def _closest(given: object, kinds: dict[str, set[str]]) -> str | None:
     return None
 
 
+ToyTarget = TMSTarget | ResidMLPTarget | InductionTarget
+# Sites that look a row up instead of multiplying; no identity can be inserted before one.
+LOOKUPS = frozenset({"wte"})
 Target = TMSTarget | ResidMLPTarget | StoredTarget | InductionTarget | LMTarget
 Data = FeatureData | TokenData
 AnyTarget = Annotated[

@@ -6,6 +6,7 @@ from jaxtyping import Array, Int, Shaped
 
 from vpd.config.targets import FeatureData
 from vpd.data.features import sparse_features
+from vpd.data.induction import repeated_tokens
 from vpd.randomness import Seed, stream
 
 Draw = Callable[[Seed, Int[Array, ""]], Shaped[Array, "..."]]
@@ -25,5 +26,14 @@ def feature_batches(data: FeatureData, n_features: int, batch_size: int, name: s
     def draw(seed: Seed, step: Int[Array, ""]) -> Shaped[Array, "..."]:
         key = stream(seed, f"data/{name}", step)
         return sparse_features(key, (batch_size,), n_features, data.feature_probability, data.data_generation_type, low)
+
+    return draw
+
+
+def sequence_batches(vocab: int, seq_len: int, batch_size: int, name: str) -> Draw:
+    """``(seed, step) → [batch_size, seq_len]`` of repeated random tokens on one named stream."""
+
+    def draw(seed: Seed, step: Int[Array, ""]) -> Shaped[Array, "..."]:
+        return repeated_tokens(stream(seed, f"data/{name}", step), batch_size, vocab, seq_len)
 
     return draw

@@ -1,32 +1,41 @@
 """The masked site: what one decomposed matrix computes (method.md §2)."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float
 
 from vpd.decomposition.components import Components, SiteKind
+from vpd.decomposition.factored import Activation, Factored, SiteInput, dense, plus, scaled, selected
 from vpd.decomposition.masks import SiteMask
-
-SiteInput = Float[Array, "*leading d_in"] | Int[Array, "*leading"]
 
 
 def site_frozen(
-    x: SiteInput, weight: Float[Array, "d_in d_out"] | None, kind: SiteKind = "linear"
-) -> Float[Array, "*leading d_out"]:
-    """What the frozen weight computes, without its bias: ``x @ W``, a row lookup, or x itself."""
+    x: SiteInput, weight: Float[Array, "d_in d_out"] | None, kind: SiteKind = "linear", factored: bool = False
+) -> Activation:
+    """What the frozen weight computes, without its bias: ``x @ W``, a row lookup, or x itself.
+
+    Args:
+        x: ``[*leading, d_in]``, or row indices ``[*leading]`` for an embedding.
+        weight: ``[d_in, d_out]``; None for an identity.
+        kind: what it does.
+        factored: leave the output of a linear site as the product that it is.
+    """
     match kind:
         case "identity":
             return x
         case "embedding":
-            assert weight is not None
+            assert weight is not None and not isinstance(x, Factored)
             return weight[x]
         case "linear":
             assert weight is not None
-            return x @ weight
+            return Factored(((dense(x), weight),)) if factored else x @ weight
 
 
 def site_inner(x: SiteInput, components: Components, kind: SiteKind = "linear") -> Float[Array, "*leading C"]:
     """Component activations ``x @ V``, for an embedding the row lookup ``V[x]``."""
-    return components.V[x] if kind == "embedding" else x @ components.V
+    if kind == "embedding":
+        assert not isinstance(x, Factored)
+        return components.V[x]
+    return x @ components.V
 
 
 def site_delta(weight: Float[Array, "d_in d_out"], components: Components) -> Float[Array, "d_in d_out"]:
@@ -41,7 +50,8 @@ def masked_site(
     mask: SiteMask,
     bias: Float[Array, " d_out"] | None = None,
     kind: SiteKind = "linear",
-) -> Shaped[Array, "*leading d_out"]:
+    factored: bool = False,
+) -> Activation:
     """``((x V) ∘ m) U + δ (x Δ) + b`` where routed, else ``x W + b``.
 
     With a delta mask, ``x Δ = x W − (x V) U`` gives ``δ (x W) + ((x V) ∘ (m − δ)) U``: Δ is live and never formed, and
@@ -54,16 +64,35 @@ def masked_site(
         mask: component mask, and optionally delta mask and routing.
         bias: ``[d_out]``.
         kind: what the frozen weight does.
+        factored: leave the output as the sum of products that it is.
     """
+    if kind == "identity":
+        x = dense(x)
+    factored = factored and kind == "linear"
     inner = site_inner(x, components, kind)
     if mask.delta is None:
-        y = (inner * mask.component) @ components.U
+        y = product(inner * mask.component, components.U, factored)
         if mask.routing is not None:
-            y = jnp.where(mask.routing[..., None], y, site_frozen(x, weight, kind))
+            y = selected(mask.routing, y, site_frozen(x, weight, kind, factored))
     else:
-        frozen = site_frozen(x, weight, kind)
+        frozen = site_frozen(x, weight, kind, factored)
         delta = mask.delta[..., None]
-        y = delta * frozen + (inner * (mask.component - delta)) @ components.U
+        y = plus(scaled(frozen, delta), product(inner * (mask.component - delta), components.U, factored))
         if mask.routing is not None:
-            y = jnp.where(mask.routing[..., None], y, frozen)
-    return y if bias is None else y + bias
+            y = selected(mask.routing, y, frozen)
+    return y if bias is None else with_bias(y, bias)
+
+
+def product(
+    coefficients: Float[Array, "*leading C"], basis: Float[Array, "C d_out"], factored: bool = False
+) -> Activation:
+    """``coefficients @ basis``, formed or not."""
+    return Factored(((coefficients, basis),)) if factored else coefficients @ basis
+
+
+def with_bias(y: Activation, bias: Float[Array, " d_out"]) -> Activation:
+    """``y + bias``; to a sum of products it is one more product, of rank 1."""
+    if isinstance(y, Factored):
+        one = jnp.ones((*y.shape[:-1], 1), bias.dtype)
+        return Factored((*y.terms, (one, bias[None, :])))
+    return y + bias

@@ -1,5 +1,6 @@
 """How well a decomposition found the known mechanisms of a toy: MMCS, ML2R, rank-one cosines (method.md §10)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +50,23 @@ class Match:
         """Features with a good match that no other feature shares."""
         good = (self.cosine >= MATCH_COSINE) & (self.rank_one >= MATCH_COSINE)
         return len(set(self.subcomponent[good].tolist()))
+
+
+def best_match(matches: Sequence[Match]) -> Match:
+    """Each feature's best match over several sites, with subcomponents numbered through all of their live ones."""
+    rank_one = np.stack([match.rank_one for match in matches])
+    best, j = np.argmax(rank_one, axis=0), np.arange(rank_one.shape[1])
+    firsts = np.cumsum([0, *(int(match.subcomponent.max(initial=-1)) + 1 for match in matches)])[:-1]
+    numbers = np.stack(
+        [np.where(m.subcomponent < 0, -1, m.subcomponent + f) for m, f in zip(matches, firsts, strict=True)]
+    )
+    return Match(
+        cosine=np.stack([match.cosine for match in matches])[best, j],
+        rank_one=rank_one[best, j],
+        norm_ratio=np.stack([match.norm_ratio for match in matches])[best, j],
+        subcomponent=numbers[best, j],
+        live=sum(match.live for match in matches),
+    )
 
 
 def live_subcomponents(ci: Float[np.ndarray, "n_features C"], threshold: float = 0.1) -> Bool[np.ndarray, " C"]:

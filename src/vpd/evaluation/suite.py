@@ -1,13 +1,13 @@
 """From the metrics of a run file to numbers, a verdict, and figures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Float
 
 from vpd.config import metrics as named
 from vpd.config.losses import FreshAdversary
@@ -15,12 +15,14 @@ from vpd.config.losses import Term as Trainable
 from vpd.config.metrics import AnyMetric
 from vpd.config.run import RunConfig
 from vpd.evaluation.accumulate import Pass, Sums, accumulate
+from vpd.evaluation.induction import Found, InductionProbe
 from vpd.evaluation.l0 import group_sites
 from vpd.evaluation.toy import (
+    FeatureToy,
     Metrics,
     VerdictRow,
     identity_metrics,
-    match_sites_to_truth,
+    match_to_truth,
     probe_batch,
     truth_metrics,
     truth_verdict,
@@ -28,9 +30,9 @@ from vpd.evaluation.toy import (
 from vpd.objective import AdversaryState, Faithfulness, Minimality, Persistent, ReconTerm
 from vpd.objective.build import recon_term, term_from
 from vpd.objective.total import Term
-from vpd.targets import TMS, Target, clean_forward
+from vpd.targets import TMS, Induction, ResidMLP, Target
 from vpd.training.state import Decomposition
-from vpd.training.step import Draw, Problem, importances
+from vpd.training.step import Draw, Problem, lower_importances
 
 ALIVE_MEAN_CI = 1e-6
 
@@ -45,13 +47,15 @@ class Evaluation:
         verdict: rows ``{measure, site, value, expected, ok}``; empty where nothing is known of the target.
         sums: raw sums of the pass, for figures.
         single_features: lower CI for each feature alone, ``{site: [n_features, C]}``; empty for other targets.
+        induction: what an induction transformer still does; None for other targets.
     """
 
     step: int
     metrics: Metrics
     verdict: list[VerdictRow]
     sums: Sums
-    single_features: dict[str, Float[np.ndarray, "n_features C"]] = field(default_factory=dict)
+    single_features: dict[str, Float[np.ndarray, "n_features _C"]] = field(default_factory=dict)
+    induction: Found | None = None
 
     @property
     def solved(self) -> bool | None:
@@ -81,7 +85,9 @@ class Suite:
         self.what = _pass(self._terms, config.eval.metrics)
         self._run = jax.jit(partial(accumulate, self.what, problem, draw))
         self._sites = sites
+        self._draw = jax.jit(draw)
         self._probe = jax.jit(partial(lower_importances, problem))
+        self._induction = InductionProbe(problem, target) if isinstance(target, Induction) else None
 
     def evaluate(
         self, decomposition: Decomposition, adversaries: Mapping[str, AdversaryState], step: int
@@ -99,15 +105,21 @@ class Suite:
         seed = jnp.asarray(self._config.pd.seed, jnp.uint32)
         sums, faithfulness = jax.device_get(self._run(self._target, decomposition, dict(adversaries), *numbers, seed))
         found = Evaluation(step, self._scalars(sums, float(faithfulness), step), [], sums)
-        if isinstance(self._target, TMS):
+        if isinstance(self._target, TMS | ResidMLP):
             self._judge(found, self._target, decomposition)
+        if self._induction is not None:
+            found.induction = self._induction.evaluate(
+                decomposition, lambda i: self._draw(seed, jnp.asarray(first + i, jnp.int32)), n
+            )
+            found.metrics |= found.induction.metrics
+            found.verdict += found.induction.verdict
         return found
 
-    def _judge(self, found: Evaluation, target: TMS, decomposition: Decomposition) -> None:
+    def _judge(self, found: Evaluation, target: FeatureToy, decomposition: Decomposition) -> None:
         """Add what the known mechanisms of a toy say."""
         lower = jax.device_get(self._probe(target, decomposition, probe_batch(target)))
         found.single_features = {site: np.asarray(ci, np.float32) for site, ci in lower.items()}
-        truth = match_sites_to_truth(target, decomposition, found.single_features)
+        truth = match_to_truth(target, decomposition, found.single_features)
         errors = identity_metrics(self._eval.metrics, found.single_features)
         found.metrics |= errors | truth_metrics(truth)
         found.verdict += truth_verdict(target, truth, found.single_features)
@@ -189,12 +201,3 @@ def _pass(terms: Mapping[str, Term], metrics: Sequence[AnyMetric]) -> Pass:
 
 def _persistent(term: Term) -> bool:
     return isinstance(term, ReconTerm) and isinstance(term.source, Persistent)
-
-
-def lower_importances(
-    problem: Problem, target: Target, decomposition: Decomposition, batch: Shaped[Array, "..."]
-) -> dict[str, Array]:
-    """Lower CI without sampling noise."""
-    _, inputs = clean_forward(target, batch)
-    quiet = replace(problem, sampling="continuous")
-    return importances(quiet, decomposition.ci_fn, decomposition.components, inputs, 0, 0).lower

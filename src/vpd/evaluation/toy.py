@@ -1,6 +1,8 @@
-"""What is known of a TMS, and how a decomposition is judged against it."""
+"""What is known of a toy on features, and how a decomposition is judged against it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -9,52 +11,87 @@ from vpd.config import metrics as named
 from vpd.config.metrics import AnyMetric
 from vpd.config.sites import matches
 from vpd.data.features import single_features
-from vpd.evaluation.ground_truth import Match, live_subcomponents, match_features
+from vpd.evaluation.ground_truth import Match, best_match, live_subcomponents, match_features
 from vpd.evaluation.identity import dense_error, identity_error
-from vpd.targets import TMS, frozen_weights
+from vpd.targets import TMS, ResidMLP, frozen_weights
 from vpd.training.state import Decomposition
 
 Metrics = dict[str, float | int]
 VerdictRow = dict[str, object]
 SingleFeatures = Mapping[str, Float[np.ndarray, "..."]]
+FeatureToy = TMS | ResidMLP
 
 # The bars that a solved toy reaches.
 MMCS_BAR, RANK_ONE_BAR, ML2R_BAR = 0.999, 0.998, (0.97, 1.03)
-TOLERANCE = 0.1
+TOLERANCE, LOOSE_TOLERANCE = 0.1, 0.2
 
 
-def probe_batch(target: TMS) -> Float[Array, "n_features n_features"]:
+@dataclass(frozen=True)
+class Group:
+    """Sites that carry the features together, and how their match is judged.
+
+    Attributes:
+        label: of the group in results; its site's name where it is one.
+        sites: their names.
+        match: each feature's best live subcomponent.
+    """
+
+    label: str
+    sites: tuple[str, ...]
+    match: Match
+
+
+def probe_batch(target: FeatureToy) -> Float[Array, "n_features n_features"]:
     """Each feature alone at 0.75."""
-    return single_features(target.linear1.shape[0])
+    return single_features(target.n_features)
 
 
-def match_sites_to_truth(target: TMS, decomposition: Decomposition, single: SingleFeatures) -> dict[str, Match]:
-    """The match of each decomposed site that reads features (``linear1``) or writes them (``linear2``)."""
-    weights = frozen_weights(target, probe_batch(target))
-    truth: dict[str, Match] = {}
-    for site in ("linear1", "linear2"):
-        if site not in single:
-            continue
-        pieces = decomposition.components[site]
-        truth[site] = match_features(
-            np.asarray(weights[site]),
-            np.asarray(pieces.V),
-            np.asarray(pieces.U),
-            live_subcomponents(single[site], TOLERANCE),
-            "rows" if site == "linear1" else "columns",
-        )
-    return truth
+def match_to_truth(target: FeatureToy, decomposition: Decomposition, single: SingleFeatures) -> list[Group]:
+    """The match of the decomposed sites that read features or write them, where the truth is one mechanism a feature.
+
+    In a TMS each of ``linear1`` and ``linear2`` has all features. In a ResidMLP they are shared out over the layers:
+    a feature's subcomponent is looked for in the ``mlp_in`` of all of them, on what the embedding lets through.
+    """
+    match target:
+        case TMS():
+            found = [
+                _tms_site(site, target, decomposition, single) for site in ("linear1", "linear2") if site in single
+            ]
+        case ResidMLP():
+            layers = [site for site in single if fnmatchcase(site, "layers.*.mlp_in")]
+            label = layers[0] if len(layers) == 1 else "layers.*.mlp_in"
+            matches_ = [_resid_layer(site, target, decomposition, single) for site in layers]
+            found = [Group(label, tuple(layers), best_match(matches_))] if layers else []
+    return found
 
 
-def truth_metrics(truth: Mapping[str, Match]) -> Metrics:
-    """MMCS, rank-one cosine, ML2R, live count and recovered features of each site."""
+def _tms_site(site: str, target: TMS, decomposition: Decomposition, single: SingleFeatures) -> Group:
+    weight = frozen_weights(target, probe_batch(target))[site]
+    pieces = decomposition.components[site]
+    arrays = (np.asarray(weight), np.asarray(pieces.V), np.asarray(pieces.U))
+    live = live_subcomponents(single[site], TOLERANCE)
+    return Group(site, (site,), match_features(*arrays, live, "rows" if site == "linear1" else "columns"))
+
+
+def _resid_layer(site: str, target: ResidMLP, decomposition: Decomposition, single: SingleFeatures) -> Match:
+    """Matched in the space of features: ``W_E @ W_in`` and ``W_E @ V``."""
+    W_E = np.asarray(target.W_E, np.float64)
+    weight = W_E @ np.asarray(target.layers[int(site.split(".")[1])].mlp_in)
+    pieces = decomposition.components[site]
+    V = W_E @ np.asarray(pieces.V)
+    return match_features(weight, V, np.asarray(pieces.U), live_subcomponents(single[site], TOLERANCE), "rows")
+
+
+def truth_metrics(groups: Sequence[Group]) -> Metrics:
+    """MMCS, rank-one cosine, ML2R, live count and recovered features of each group."""
     metrics: Metrics = {}
-    for site, match in truth.items():
-        metrics[f"MMCS/{site}"] = match.mmcs
-        metrics[f"MMCS_rank_one/{site}"] = match.rank_one_mmcs
-        metrics[f"ML2R/{site}"] = match.ml2r
-        metrics[f"live/{site}"] = match.live
-        metrics[f"features_recovered/{site}"] = match.recovered
+    for group in groups:
+        label, match = group.label, group.match
+        metrics[f"MMCS/{label}"] = match.mmcs
+        metrics[f"MMCS_rank_one/{label}"] = match.rank_one_mmcs
+        metrics[f"ML2R/{label}"] = match.ml2r
+        metrics[f"live/{label}"] = match.live
+        metrics[f"features_recovered/{label}"] = match.recovered
     return metrics
 
 
@@ -64,7 +101,7 @@ def identity_metrics(metrics: Sequence[AnyMetric], single: SingleFeatures) -> Me
     for metric in metrics:
         if not isinstance(metric, named.IdentityCIError):
             continue
-        for tolerance in (0.1, 0.2):
+        for tolerance in (TOLERANCE, LOOSE_TOLERANCE):
             errors = _errors(metric, single, tolerance)
             suffix = "" if tolerance == TOLERANCE else f"@{tolerance}"
             found |= {f"{metric.key}/{site}{suffix}": error for site, error in errors.items()}
@@ -83,34 +120,68 @@ def _errors(metric: named.IdentityCIError, single: SingleFeatures, tolerance: fl
     return errors
 
 
-def truth_verdict(target: TMS, truth: Mapping[str, Match], single: SingleFeatures) -> list[VerdictRow]:
-    """One row per measure and site, with the bar it has to reach."""
-    n_features, n_hidden = target.linear1.shape
+def truth_verdict(target: FeatureToy, groups: Sequence[Group], single: SingleFeatures) -> list[VerdictRow]:
+    """One row per measure and group of sites, with the bar it has to reach.
+
+    A hidden identity layer of a TMS, and the ``mlp_out`` of a ResidMLP, are judged by their dense pattern and their
+    live count. The bars of a ResidMLP are on recovered and live subcomponents and on importances at 0.2; the rest is
+    reported beside them.
+    """
     rows: list[VerdictRow] = []
-    for site, match in truth.items():
-        error = identity_error(single[site], TOLERANCE)
-        rows += [
-            _row("features recovered", site, match.recovered, f"{n_features}", match.recovered == n_features),
-            _row("live subcomponents", site, match.live, f"{n_features}", match.live == n_features),
-            _row("column MMCS", site, match.mmcs, f"≥ {MMCS_BAR}", match.mmcs >= MMCS_BAR),
-            _row(
-                "rank-one cosine", site, match.rank_one_mmcs, f"≥ {RANK_ONE_BAR}", match.rank_one_mmcs >= RANK_ONE_BAR
-            ),
-            _row("ML2R", site, match.ml2r, f"{ML2R_BAR[0]} – {ML2R_BAR[1]}", ML2R_BAR[0] <= match.ml2r <= ML2R_BAR[1]),
-            _row(f"IdentityCIError at {TOLERANCE}", site, error, "0", error == 0),
-        ]
-    for site in single:
-        if site in truth:
-            continue
-        # A hidden identity layer is judged by its dense pattern and its live count.
+    for group in groups:
+        rows += _feature_rows(target, group, np.concatenate([single[site] for site in group.sites], axis=1))
+    for site, width in _dense_sites(target, single).items():
         live = int(np.sum(live_subcomponents(single[site], TOLERANCE)))
-        error = dense_error(single[site], n_hidden, TOLERANCE)
-        rows += [
-            _row("live subcomponents", site, live, f"{n_hidden}", live == n_hidden),
-            _row(f"IdentityCIError at {TOLERANCE}", site, error, "0", error == 0),
-        ]
+        rows.append(verdict_row("live subcomponents", site, live, f"{width}", live == width))
+        rows += _error_rows(target, site, [dense_error(single[site], width, t) for t in (TOLERANCE, LOOSE_TOLERANCE)])
     return rows
 
 
-def _row(measure: str, site: str, value: float | int, expected: str, ok: bool) -> VerdictRow:
-    return {"measure": measure, "site": site, "value": value, "expected": expected, "ok": bool(ok)}
+def _feature_rows(target: FeatureToy, group: Group, ci: Float[np.ndarray, "n_features C"]) -> list[VerdictRow]:
+    n, site, match = target.n_features, group.label, group.match
+    exact = isinstance(target, TMS)
+    geometry = [
+        ("column MMCS", match.mmcs, f"≥ {MMCS_BAR}", match.mmcs >= MMCS_BAR),
+        ("rank-one cosine", match.rank_one_mmcs, f"≥ {RANK_ONE_BAR}", match.rank_one_mmcs >= RANK_ONE_BAR),
+        ("ML2R", match.ml2r, f"{ML2R_BAR[0]} – {ML2R_BAR[1]}", ML2R_BAR[0] <= match.ml2r <= ML2R_BAR[1]),
+    ]
+    return [
+        verdict_row("features recovered", site, match.recovered, f"{n}", match.recovered == n),
+        verdict_row("live subcomponents", site, match.live, f"{n}", match.live == n),
+        *(
+            verdict_row(measure, site, value, bar if exact else "", ok if exact else None)
+            for measure, value, bar, ok in geometry
+        ),
+        *_error_rows(target, site, [identity_error(ci, tolerance) for tolerance in (TOLERANCE, LOOSE_TOLERANCE)]),
+    ]
+
+
+def _error_rows(target: FeatureToy, site: str, errors: Sequence[int]) -> list[VerdictRow]:
+    tight, loose = errors
+    if isinstance(target, TMS):
+        return [verdict_row(f"IdentityCIError at {TOLERANCE}", site, tight, "0", tight == 0)]
+    return [
+        verdict_row(f"IdentityCIError at {LOOSE_TOLERANCE}", site, loose, "0", loose == 0),
+        verdict_row(f"IdentityCIError at {TOLERANCE}", site, tight, "", None),
+    ]
+
+
+def _dense_sites(target: FeatureToy, single: SingleFeatures) -> dict[str, int]:
+    """Sites all of whose directions are in use together, with the number of directions."""
+    match target:
+        case TMS():
+            return {site: target.linear1.shape[1] for site in single if site.startswith("hidden_layers.")}
+        case ResidMLP():
+            sites = [f"layers.{i}.mlp_out" for i in range(len(target.layers))]
+            return {site: target.layers[0].mlp_in.shape[1] for site in sites if site in single}
+
+
+def verdict_row(measure: str, site: str, value: float | int, expected: str, ok: bool | None) -> VerdictRow:
+    """One line of a verdict; ``ok`` is None where there is no bar."""
+    return {
+        "measure": measure,
+        "site": site,
+        "value": value,
+        "expected": expected,
+        "ok": None if ok is None else bool(ok),
+    }

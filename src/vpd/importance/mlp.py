@@ -7,13 +7,13 @@ from typing import Literal, Protocol, runtime_checkable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, Shaped
+from jaxtyping import Array, Float, Key
 
-from vpd.decomposition import Components, ComponentSet, Site, site_inner
+from vpd.decomposition import Activation, Components, ComponentSet, Site, dense, site_inner
 from vpd.importance.gates import gates
 
 LayerwiseType = Literal["mlp", "vector_mlp", "shared_mlp"]
-SiteInputs = Mapping[str, Shaped[Array, "..."]]
+SiteInputs = Mapping[str, Activation]
 
 
 @runtime_checkable
@@ -85,7 +85,7 @@ def _vector(mlp: SiteMLP, x: Float[Array, "*leading d_in"]) -> Float[Array, "*le
     return _after_first(mlp, h)
 
 
-def _shared(mlp: SiteMLP, x: Float[Array, "*leading d_in"]) -> Float[Array, "*leading C"]:
+def _shared(mlp: SiteMLP, x: Activation) -> Float[Array, "..."]:
     """One MLP whose last layer splits per subcomponent."""
     for layer in mlp.hidden:
         x = erf_gelu(x @ layer.W + layer.b)
@@ -107,15 +107,15 @@ class LayerwiseMLP(eqx.Module):
         """``{site: x [*leading, d_in]}`` to ``{site: z [*leading, C]}``."""
         return {site: self._site(site, inputs[site], components[site]) for site in self.sites}
 
-    def _site(self, site: str, x: Shaped[Array, "..."], components: Components) -> Float[Array, "..."]:
+    def _site(self, site: str, x: Activation, components: Components) -> Float[Array, "..."]:
         lookup = site in self.lookups
         match self.fn_type:
             case "mlp":
                 return _gates(self.sites[site], site_inner(x, components, "embedding" if lookup else "linear"))
             case "vector_mlp":
-                return _vector(self.sites[site], components.V[x] if lookup else x)
+                return _vector(self.sites[site], read_input(x, components, lookup))
             case "shared_mlp":
-                return _shared(self.sites[site], components.V[x] if lookup else x)
+                return _shared(self.sites[site], components.V[dense(x)] if lookup else x)
 
 
 class GlobalMLP(eqx.Module):
@@ -128,10 +128,15 @@ class GlobalMLP(eqx.Module):
 
     def __call__(self, inputs: SiteInputs, components: ComponentSet) -> dict[str, Float[Array, "..."]]:
         """``{site: x [*leading, d_in]}`` to ``{site: z [*leading, C]}``."""
-        parts = [components[s].V[inputs[s]] if s in self.lookups else inputs[s] for s in self.order]
+        parts = [read_input(inputs[s], components[s], s in self.lookups) for s in self.order]
         z = _shared(self.mlp, jnp.concatenate(parts, axis=-1))
         ends = [sum(self.C[: i + 1]) for i in range(len(self.C) - 1)]
         return dict(zip(self.order, jnp.split(z, ends, axis=-1), strict=True))
+
+
+def read_input(x: Activation, components: Components, lookup: bool) -> Float[Array, "..."]:
+    """A site's input as an array ``[*leading, d_in]``; of a lookup site the row ``V[x]``, ``[*leading, C]``."""
+    return components.V[dense(x)] if lookup else dense(x)
 
 
 def _lookups(sites: Sequence[Site]) -> frozenset[str]:

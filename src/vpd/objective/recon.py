@@ -15,6 +15,7 @@ from vpd.decomposition import (
     Routing,
     Site,
     SiteMask,
+    dense,
     draw_routing,
     interpolate,
     spread,
@@ -286,5 +287,6 @@ def hidden_act_errors(
     """Squared error of each masked site's output (bias included) against the clean one: (sums, element counts)."""
     _, clean = masked_site_outputs(scene.target, scene.components, scene.batch, {})
     _, masked = masked_site_outputs(scene.target, scene.components, scene.batch, masks)
-    square = {s: jnp.square(masked[s].astype(jnp.float32) - clean[s].astype(jnp.float32)) for s in masks}
+    pairs = {s: (dense(masked[s]), dense(clean[s])) for s in masks}
+    square = {s: jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)) for s, (a, b) in pairs.items()}
     return {s: jnp.sum(x) for s, x in square.items()}, {s: x.size for s, x in square.items()}

@@ -6,12 +6,14 @@ from dataclasses import replace
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int
 
+from vpd.decomposition import dense
 from vpd.decomposition.components import SiteKind
 from vpd.randomness import Seed, stream
 from vpd.targets.base import Seam, clean_forward
+from vpd.targets.divergence import squared_error
+from vpd.targets.pretraining import fit
 
 
 class TMS(eqx.Module):
@@ -22,19 +24,24 @@ class TMS(eqx.Module):
     hidden_layers: tuple[Float[Array, "h h"], ...] = ()
     linear2: Float[Array, "h f"] | None = None
 
+    @property
+    def n_features(self) -> int:
+        """Width of input and output."""
+        return self.linear1.shape[0]
+
     def forward(self, batch: Float[Array, "*leading f"], seam: Seam) -> Float[Array, "*leading f"]:
         """``relu(linear2(hidden_layers(linear1(x))))``, the bias on ``linear2`` only."""
         h = seam("linear1", batch, self.linear1)
         for i, weight in enumerate(self.hidden_layers):
             h = seam(f"hidden_layers.{i}", h, weight)
         out = self.linear1.T if self.linear2 is None else self.linear2
-        return jax.nn.relu(seam("linear2", h, out, self.bias))
+        return jax.nn.relu(dense(seam("linear2", h, out, self.bias)))
 
     def divergence(
         self, clean: Float[Array, "*leading f"], masked: Float[Array, "*leading f"]
     ) -> Float[Array, "*leading"]:
         """Squared error, averaged over the features."""
-        return jnp.mean(jnp.square(clean.astype(jnp.float32) - masked.astype(jnp.float32)), axis=-1)
+        return squared_error(clean, masked)
 
     def matrices(self) -> dict[str, tuple[int, int, SiteKind]]:
         """``linear1 [f, h]``, ``hidden_layers.i [h, h]``, ``linear2 [h, f]``."""
@@ -68,31 +75,11 @@ def pretrain_tms(
     Returns:
         The trained target and its mean squared error on the last batch.
     """
-    optimizer = optax.adamw(lr, weight_decay=0.01)
     start = {"linear1": model.linear1, "bias": model.bias}
 
-    def with_trained(trained: dict[str, Array]) -> TMS:
-        return replace(model, **trained)
+    def loss(trained: dict[str, Array], i: Int[Array, ""]) -> Float[Array, ""]:
+        x = draw(i)
+        return jnp.mean(jnp.square(clean_forward(replace(model, **trained), x)[0] - x))
 
-    def loss(trained: dict[str, Array], x: Float[Array, "batch f"]) -> Float[Array, ""]:
-        return jnp.mean(jnp.square(clean_forward(with_trained(trained), x)[0] - x))
-
-    def update(
-        i: Int[Array, ""], carry: tuple[dict[str, Array], optax.OptState, Array]
-    ) -> tuple[dict[str, Array], optax.OptState, Array]:
-        trained, state, _ = carry
-        value, gradients = jax.value_and_grad(loss)(trained, draw(i))
-        updates, state = optimizer.update(gradients, state, trained)
-        moved = jax.tree.map(jnp.add, trained, updates)
-        return moved, state, value
-
-    @jax.jit
-    def run(trained: dict[str, Array], n: Int[Array, ""]) -> tuple[dict[str, Array], Array]:
-        first = (trained, optimizer.init(trained), jnp.zeros(()))
-        trained, _, value = jax.lax.fori_loop(jnp.zeros_like(n), n, update, first)
-        return trained, value
-
-    # optax raises a float to an integer count, which strict promotion refuses.
-    with jax.numpy_dtype_promotion("standard"):
-        trained, value = run(start, jnp.asarray(steps, jnp.int32))
-    return with_trained(trained), value
+    trained, value = fit(start, loss, steps, lr)
+    return replace(model, **trained), value

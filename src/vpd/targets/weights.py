@@ -1,4 +1,4 @@
-"""Toy targets as safetensors: named arrays in, named arrays out."""
+"""Toy targets as safetensors: named arrays, and in the metadata what they are."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,47 +6,107 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from vpd.errors import RunError
+from vpd.targets.induction import PROJECTIONS, AttentionLayer, Induction
+from vpd.targets.resid_mlp import Layer, ResidMLP
 from vpd.targets.tms import TMS
 
+Toy = TMS | ResidMLP | Induction
+Facts = Mapping[str, str]
+Arrays = Mapping[str, Array]
 
-def tms_bytes(target: TMS) -> bytes:
-    """A TMS as safetensors; ``linear2.weight`` is left out where it is tied."""
+NAMES: dict[type, str] = {TMS: "TMS", ResidMLP: "ResidMLP", Induction: "induction transformer"}
+
+
+def target_bytes(target: Toy) -> bytes:
+    """A toy target as safetensors; weights are ``[d_in, d_out]``, tied ones are stored once."""
+    match target:
+        case TMS():
+            arrays, facts = _tms_arrays(target), {"kind": "tms"}
+        case ResidMLP():
+            arrays = {"W_E": target.W_E}
+            for i, layer in enumerate(target.layers):
+                named = {"mlp_in.weight": layer.mlp_in, "mlp_out.weight": layer.mlp_out}
+                named |= {"mlp_in.bias": layer.in_bias, "mlp_out.bias": layer.out_bias}
+                arrays |= {f"layers.{i}.{name}": value for name, value in named.items() if value is not None}
+            facts = {"kind": "resid_mlp", "act_fn_name": target.act_fn_name}
+        case Induction():
+            arrays = {"wte.weight": target.wte}
+            for i, layer in enumerate(target.layers):
+                arrays |= {f"h.{i}.attn.{name}.weight": getattr(layer, name) for name in PROJECTIONS}
+            facts = {"kind": "induction", "n_heads": str(target.n_heads), "seq_len": str(target.seq_len)}
+    return save({name: np.asarray(value) for name, value in arrays.items()}, metadata=facts)
+
+
+def _tms_arrays(target: TMS) -> dict[str, Array]:
     arrays = {"linear1.weight": target.linear1, "linear2.bias": target.bias}
     arrays |= {f"hidden_layers.{i}.weight": w for i, w in enumerate(target.hidden_layers)}
-    if target.linear2 is not None:
-        arrays["linear2.weight"] = target.linear2
-    return save({name: np.asarray(value) for name, value in arrays.items()})
+    return arrays if target.linear2 is None else arrays | {"linear2.weight": target.linear2}
 
 
-def tms_from_arrays(arrays: Mapping[str, Array]) -> TMS:
-    """The inverse of :func:`tms_bytes`; weights are ``[d_in, d_out]``.
+def target_from_arrays(arrays: Arrays, facts: Facts) -> Toy:
+    """The inverse of :func:`target_bytes`.
+
+    Args:
+        arrays: by name.
+        facts: metadata; without a kind it is a TMS.
 
     Raises:
-        KeyError: an array that a TMS needs and that is not there.
-        ValueError: a weight that is no matrix.
+        KeyError: an array or a fact that the target needs and that is not there.
+        ValueError: a weight that is no matrix, or a kind there is none of.
     """
-    if arrays["linear1.weight"].ndim != 2:
-        raise ValueError(f"linear1.weight has shape {arrays['linear1.weight'].shape}, and needs two axes")
-    n_hidden = sum(name.startswith("hidden_layers.") for name in arrays)
-    hidden = tuple(arrays[f"hidden_layers.{i}.weight"] for i in range(n_hidden))
-    return TMS(arrays["linear1.weight"], arrays["linear2.bias"], hidden, arrays.get("linear2.weight"))
+    for name, value in arrays.items():
+        if not name.endswith("bias") and value.ndim != 2:
+            raise ValueError(f"{name} has shape {value.shape}, and needs two axes")
+    match facts.get("kind", "tms"):
+        case "tms":
+            n_hidden = sum(name.startswith("hidden_layers.") for name in arrays)
+            hidden = tuple(arrays[f"hidden_layers.{i}.weight"] for i in range(n_hidden))
+            return TMS(arrays["linear1.weight"], arrays["linear2.bias"], hidden, arrays.get("linear2.weight"))
+        case "resid_mlp":
+            act = facts["act_fn_name"]
+            if act != "gelu" and act != "relu":
+                raise ValueError(f"act_fn_name {act!r} is neither gelu nor relu")
+            return ResidMLP(arrays["W_E"], tuple(_resid_layer(arrays, i) for i in range(_depth(arrays))), act)
+        case "induction":
+            layers = tuple(
+                AttentionLayer(*(arrays[f"h.{i}.attn.{name}.weight"] for name in PROJECTIONS))
+                for i in range(_depth(arrays))
+            )
+            return Induction(arrays["wte.weight"], layers, int(facts["n_heads"]), int(facts["seq_len"]))
+        case kind:
+            raise ValueError(f"there is no target of kind {kind!r}")
 
 
-def load_tms(path: Path) -> TMS:
-    """Read a TMS from a safetensors file.
+def _depth(arrays: Arrays) -> int:
+    """Number of layers, from names such as ``layers.0.mlp_in.weight``."""
+    return 1 + max((int(name.split(".")[1]) for name in arrays if name.count(".") >= 3), default=-1)
+
+
+def _resid_layer(arrays: Arrays, i: int) -> Layer:
+    return Layer(
+        arrays[f"layers.{i}.mlp_in.weight"],
+        arrays[f"layers.{i}.mlp_out.weight"],
+        arrays.get(f"layers.{i}.mlp_in.bias"),
+        arrays.get(f"layers.{i}.mlp_out.bias"),
+    )
+
+
+def load_target(path: Path) -> Toy:
+    """Read a toy target from a safetensors file.
 
     Raises:
         RunError: where the file can't be read or holds another network.
     """
     try:
-        arrays = {name: jnp.asarray(value) for name, value in load(path.read_bytes()).items()}
-        return tms_from_arrays(arrays)
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118  # not a mapping
+            return target_from_arrays(arrays, file.metadata() or {})
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise RunError(
-            f"{path} can't be read as the weights of a TMS ({type(error).__name__}: {error}); "
+            f"{path} can't be read as the weights of a toy target ({type(error).__name__}: {error}); "
             "give a target.safetensors that vpd wrote, or write target.pretrain"
         ) from None

@@ -16,17 +16,23 @@ from vpd.objective.build import schedule_from, terms_from
 from vpd.objective.total import persistent_terms
 from vpd.randomness import stream
 from vpd.targets import Target
+from vpd.targets.base import pre_identity, with_identities
 from vpd.training.optimizers import AdamW
 from vpd.training.state import Decomposition, Training, TrainState
 from vpd.training.step import Problem
 
 
 def sites_from(pd: PD, target: Target) -> tuple[Site, ...]:
-    """The decomposed matrices of a target in numeric layer order, each with its C."""
+    """The decomposed matrices of a target in numeric layer order, each with its C, after its inserted identity."""
     matrices = target.matrices()
     chosen = match_sites(pd.decomposition_targets, tuple(matrices))
+    vectors = tuple(name for name, (_, _, kind) in matrices.items() if kind == "linear")
+    identities = match_sites(pd.identity_decomposition_targets or (), vectors, "pd.identity_decomposition_targets")
+    chosen |= {pre_identity(name): C for name, C in identities.items()}
     return tuple(
-        Site(name, d_in, d_out, chosen[name], kind) for name, (d_in, d_out, kind) in matrices.items() if name in chosen
+        Site(name, d_in, d_out, chosen[name], kind)
+        for name, (d_in, d_out, kind) in with_identities(matrices).items()
+        if name in chosen
     )
 
 

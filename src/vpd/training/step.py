@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Shaped
 
-from vpd.decomposition import ComponentSet, Site
+from vpd.decomposition import Activation, ComponentSet, Site
 from vpd.importance import CausalImportances, CIFunction, causal_importances, squash_pair
 from vpd.objective import AdversaryState, Scene, Term, ascend, total_loss, warm_up_adversaries
 from vpd.objective.adversary import Sources
@@ -49,7 +49,7 @@ def cast_compute(problem: Problem, tree: Tree) -> Tree:
     return tree if dtype == jnp.float32 else jax.tree.map(cast, tree)
 
 
-def leading_shape(problem: Problem, inputs: dict[str, Shaped[Array, "..."]]) -> tuple[int, ...]:
+def leading_shape(problem: Problem, inputs: dict[str, Activation]) -> tuple[int, ...]:
     """``(batch,)`` or ``(batch, sequence)``, from the first site's input."""
     first = problem.sites[0]
     shape = inputs[first.name].shape
@@ -60,7 +60,7 @@ def importances(
     problem: Problem,
     ci_fn: CIFunction,
     components: ComponentSet,
-    inputs: dict[str, Shaped[Array, "..."]],
+    inputs: dict[str, Activation],
     step: Int[Array, ""] | int,
     seed: Seed,
 ) -> CausalImportances:
@@ -68,6 +68,15 @@ def importances(
     z = cast_compute(problem, ci_fn)(inputs, cast_compute(problem, components))
     jitter = stream(seed, "ci/binomial", step) if problem.sampling == "binomial" else None
     return causal_importances(z, squash_pair(problem.sigmoid_type), jitter)
+
+
+def lower_importances(
+    problem: Problem, target: Target, decomposition: Decomposition, batch: Shaped[Array, "..."]
+) -> dict[str, Array]:
+    """Lower CI without sampling noise."""
+    _, inputs = clean_forward(target, batch)
+    quiet = replace(problem, sampling="continuous")
+    return importances(quiet, decomposition.ci_fn, decomposition.components, inputs, 0, 0).lower
 
 
 class Gradients(eqx.Module):
