@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from vpd.config.block import Block, choose, show
+from vpd.config.block import Block, listed, show
 from vpd.config.legacy.draft import Draft
 from vpd.config.legacy.knots_decomposition import DECOMPOSITION
 from vpd.config.legacy.rules import (
@@ -57,7 +57,7 @@ def _source_shape(new: str) -> Table:
         if field.value in _SHAPES:
             field.move(new)
         else:
-            field.refuse(f"{show(field.value)} is not a shape of sources here; {choose(field.value, _SHAPES)}", new)
+            field.refuse(f"{show(field.value)} is not a shape of sources here; write one of {listed(_SHAPES)}", new)
 
     return {"source_shape": rule}
 

@@ -61,7 +61,7 @@ def walk(draft: Draft, block: Mapping[str, object], old: Path, beside: Path, tab
 def unknown(name: str, known: Mapping[str, object], vocabulary: str) -> str:
     """Why a key without a rule is refused."""
     close = nearest(name, known)
-    said = f"a field that the {vocabulary} vocabulary is not known to have"
+    said = f"no known field of the {vocabulary} vocabulary"
     return f"{said}; nearest known spelling: {close}" if close else f"{said}; remove it if it has no effect"
 
 

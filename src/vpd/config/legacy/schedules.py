@@ -123,11 +123,7 @@ def knotted(new: str, read: Callable[[Knots], dict[str, object] | str], parent: 
         knots = read_knots(field.value)
         found = knots if isinstance(knots, str) else read(knots)
         values = {} if isinstance(found, str) else {parent + key: value for key, value in found.items()}
-        says = (
-            found
-            if isinstance(found, str)
-            else "the points are those of " + ", ".join(f"{k} {v}" for k, v in found.items())
-        )
+        says = found if isinstance(found, str) else _in_words(found)
         kept = False
         for inner, leaf in leaves(field.value):
             at = Field(field.draft, (*field.old, *inner), leaf, field.beside)
