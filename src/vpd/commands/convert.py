@@ -3,7 +3,9 @@
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 
 import typer
@@ -100,8 +102,16 @@ def _print_report(found: Conversion, console: Console) -> None:
     for row in (*found.rows, *found.added):
         table.add_row(*_cells(row))
     console.print(table)
-    for notice in found.notices:
-        console.print(Text(f"look at: {notice}"), soft_wrap=True)
+    for line in (*_refusals(found), *(f"look at: {notice}" for notice in found.notices)):
+        console.print(Text(line), soft_wrap=True)
+
+
+def _refusals(found: Conversion) -> Iterator[str]:
+    """One line for each reason; neighbours often share one."""
+    for says, group in groupby(found.refused, key=lambda row: row.says):
+        rows = list(group)
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        yield f"refused: {rows[0].old or rows[0].new}{more}: {says}"
 
 
 def _cells(row: Row) -> tuple[Text, ...]:
