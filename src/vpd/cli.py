@@ -77,6 +77,19 @@ def config_check(
         typer.echo(f"{source}: ok")
 
 
+@config_app.command("convert")
+def config_convert(
+    source: Annotated[Path, typer.Argument(metavar="OLD", help="Run file in an older vocabulary.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; standard output by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write an older run file in today's vocabulary, with a report on every field."""
+    from vpd.commands.convert import convert_command
+
+    convert_command(source, out, force, as_json)
+
+
 @config_app.command("schema")
 def config_schema() -> None:
     """Print the JSON schema of run files."""

@@ -54,11 +54,12 @@ def plain_block(document: Mapping[str, object], origin: str = "") -> dict[str, o
 def write_document(document: Mapping[str, object]) -> str:
     """A block as YAML text, keys in the order they have."""
     yaml = _yaml()
+    # Before the representer is first asked for, which takes it over.
+    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue] (typed as None)
     yaml.default_flow_style = False
     yaml.allow_unicode = True
     yaml.width = 4096
     yaml.representer.ignore_aliases = _write_out
-    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue] (typed as None)
     out = StringIO()
     yaml.dump(dict(document), out)
     return out.getvalue()

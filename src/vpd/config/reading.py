@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from vpd.config.block import Block, listed, refusal
 from vpd.config.document import plain_block, read_document, write_document
+from vpd.config.legacy.recognise import recognise
 from vpd.config.losses import FreshAdversary
 from vpd.config.pretraining import PretrainingConfig
 from vpd.config.problems import first_problem
@@ -18,29 +19,15 @@ from vpd.config.values import is_block, is_list
 from vpd.errors import ConfigError
 
 Parsed = TypeVar("Parsed", bound=Block)
-_CONVERT = "it needs `vpd config convert`, which this version does not have, so write it in the current vocabulary"
-_FLAT = (
-    "module_info",
-    "identity_module_info",
-    "loss_metric_configs",
-    "eval_metric_configs",
-    "task_config",
-    "ci_fn_type",
-    "ci_fn_hidden_dims",
-    "output_loss_type",
-    "pretrained_model_class",
-    "pretrained_model_path",
-    "pretrained_model_name",
-    "train_log_freq",
-    "eval_freq",
-    "slow_eval_freq",
-    "n_eval_steps",
-    "print_freq",
-    "image_freq",
-    "wandb_run_name_prefix",
-)
-_KNOTS_NESTED = frozenset({"checkpointing", "points", "source_shape"})
-_OLD_PRETRAINING = ("num_iterations", "warmup_iters", "learning_rate_decay_frac", "val_loss_every")
+_CONVERT = "write the current one with `vpd config convert FILE -o NEW.yaml`"
+_OLDER = {
+    "flat": ("this file is in the flat vocabulary of before May 2026", _CONVERT),
+    "knots": ("this file is in the knots vocabulary of July 2026 and later", _CONVERT),
+    "older pretraining": (
+        "this is an older pretraining file, and pretraining is not built in this version",
+        "give a run file with pd, cadence, target and data",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -86,9 +73,14 @@ def read_run_file(source: str | Path | Mapping[str, object], *, supported: bool 
     return RunFile(config, _notices(document, config), name)
 
 
-def dump_run_file(config: RunConfig) -> str:
-    """The configuration as YAML with every default written out; reading it gives an equal configuration."""
-    document = _type_first(config.model_dump(mode="json"))
+def dump_run_file(config: RunConfig, *, defaults: bool = True) -> str:
+    """The configuration as YAML; reading it gives an equal configuration.
+
+    Args:
+        config: what to write.
+        defaults: also write what was not given, which makes the file a full record.
+    """
+    document = _type_first(config.model_dump(mode="json", exclude_unset=not defaults))
     assert is_block(document)
     return write_document(document)
 
@@ -102,36 +94,9 @@ def _parse(model: type[Parsed], document: Mapping[str, object]) -> Parsed:
 
 
 def _refuse_other_vocabularies(document: Mapping[str, object]) -> None:
-    if "pd" not in document:
-        older = [key for key in _FLAT if key in document]
-        if older:
-            raise refusal(older[0], "this file is in the flat vocabulary of before May 2026", _CONVERT)
-        pretraining = [key for key in _OLD_PRETRAINING if key in document]
-        if pretraining:
-            raise refusal(
-                pretraining[0],
-                "this is an older pretraining file, and pretraining is not built in this version",
-                "give a run file with pd, cadence, target and data",
-            )
-    newer = "decomposition" if "decomposition" in document else _find_nested(document, "")
-    if newer is not None:
-        raise refusal(newer, "this file is in the knots vocabulary of July 2026 and later", _CONVERT)
-
-
-def _find_nested(value: object, key: str) -> str | None:
-    """The first dotted key that only the knots vocabulary has."""
-    if is_block(value):
-        children = [
-            (f"{key}.{name}" if key else name, name, child) for name, child in value.items() if name != "groups"
-        ]
-    elif is_list(value):
-        children = [(f"{key}[{i}]", "", child) for i, child in enumerate(value)]
-    else:
-        return None
-    for path, name, _ in children:
-        if name in _KNOTS_NESTED:
-            return path
-    return next((found for path, _, child in children if (found := _find_nested(child, path))), None)
+    older = recognise(document)
+    if older is not None:
+        raise refusal(older.key, *_OLDER[older.vocabulary])
 
 
 def _notices(document: Mapping[str, object], config: RunConfig) -> tuple[str, ...]:
