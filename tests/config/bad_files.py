@@ -300,6 +300,7 @@ _SILLY: list[tuple[str, Document, str]] = [
         "eval.metrics[0].type",
     ),
     ("dp_no_divisor", changed("runtime", {"dp": 3}), "runtime.dp"),
+    ("muon_without_a_matrix", changed("pd.ci_fn_optimizer.type", "muon"), "pd.ci_fn_optimizer.type"),
     # not built yet
     ("stored_on_an_account", changed("target", {"run_path": "team/project/runs/0abc"}), "target.run_path"),
     ("stored_nowhere", changed("target", {"run_path": "no/such/place/at/all"}), "target.run_path"),
@@ -307,7 +308,6 @@ _SILLY: list[tuple[str, Document, str]] = [
     ("deep_tms", changed("target.n_hidden_layers", 2), "target.n_hidden_layers"),
     ("wandb", changed("wandb", {"project": "p"}), "wandb"),
     ("tensorboard", changed("logging", {"tensorboard": True}), "logging.tensorboard"),
-    ("muon", changed("pd.ci_fn_optimizer.type", "muon"), "pd.ci_fn_optimizer.type"),
     ("svd", changed("pd.initialization", "svd"), "pd.initialization"),
     ("two_devices", changed("runtime", {"dp": 2}), "runtime.dp"),
     ("mesh", changed("runtime", {"mesh": {"data": 1}}), "runtime.mesh"),

@@ -128,6 +128,13 @@ def test_samples(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(parts.values()) == pytest.approx(flops, rel=WITHIN), parts
 
 
+@pytest.mark.parametrize("group", ["components_optimizer", "ci_fn_optimizer"])
+def test_muon(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    muon = {"lr_schedule": {"start_val": 1e-3}, "type": "muon", "ns_steps": 3}
+    parts, flops = counted_and_xla(pd_of([FAITHFULNESS, STOCHASTIC], **{group: muon}), monkeypatch)
+    assert sum(parts.values()) == pytest.approx(flops, rel=WITHIN), parts
+
+
 def test_gates_by_hand() -> None:
     """C gates of width 16 on x V: their elementwise arithmetic is not XLA's to count as products."""
     pd = pd_of([FAITHFULNESS], ci_config={"mode": "layerwise", "fn_type": "mlp", "hidden_dims": [16]})
@@ -137,7 +144,9 @@ def test_gates_by_hand() -> None:
     assert isinstance(decomposition, Decomposition)
     trained = trained_sizes(decomposition)
     C = C1 + C2
-    assert trained == Trained(F * C1 + C1 * H + H * C2 + C2 * F, C * (16 * 3 + 1), C * 32, 0, True)
+    orthogonalised = sum(2 * a**2 * b + a**3 for a, b in (sorted(x) for x in ((F, C1), (C1, H), (H, C2), (C2, F))))
+    components = F * C1 + C1 * H + H * C2 + C2 * F
+    assert trained == Trained(components, C * (16 * 3 + 1), C * 32, 0, True, orthogonalised, 0)
     inner = 2 * N * (F * C1 + H * C2)
     assert step_operations(problem, target.matrices(), trained, N) == {
         "clean": 2 * N * 2 * F * H,

@@ -45,6 +45,7 @@ def check_run(config: RunConfig) -> None:
     """
     _check_data(config)
     _check_schedules(config)
+    _check_muon(config)
     _check_distinct_keys(config.pd.loss_metrics, _LOSSES)
     for key, term in _terms(config):
         _check_scope(config, key, term)
@@ -97,6 +98,17 @@ def _check_schedules(config: RunConfig) -> None:
                 f"{schedule.warmup_pct:g} makes warm-up take all {config.pd.steps} steps",
                 "write a smaller fraction, for example warmup_pct: 0.01",
             )
+
+
+def _check_muon(config: RunConfig) -> None:
+    """Muon works on matrices; the gates of an `mlp` with one hidden layer are vectors."""
+    ci = config.pd.ci_config
+    if config.pd.ci_fn_optimizer.type == "muon" and ci.fn_type == "mlp" and len(ci.hidden_dims) == 1:
+        raise refusal(
+            "pd.ci_fn_optimizer.type",
+            f"muon has no effect on fn_type mlp with hidden_dims {list(ci.hidden_dims)}, which has no matrix",
+            "write type: adamw",
+        )
 
 
 def _check_distinct_keys(entries: Sequence[Loss | AnyMetric], key: str) -> None:

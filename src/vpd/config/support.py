@@ -63,8 +63,6 @@ GAPS: tuple[Gap, ...] = (
         "a hidden-activation rider",
         "write hidden_acts_reconstruction: null, or train on StochasticHiddenActsReconLoss",
     ),
-    Gap("pd.components_optimizer.type", "the muon optimizer", "write type: adamw", ("muon",)),
-    Gap("pd.ci_fn_optimizer.type", "the muon optimizer", "write type: adamw", ("muon",)),
     Gap("runtime.mesh", "a device mesh", "write mesh: null"),
     Gap("runtime.placement", "sharding parameters", "write placement: ddp", ("zero", "fsdp")),
     Gap("runtime.remat", "rematerialising blocks", "write remat: none", ("block",)),

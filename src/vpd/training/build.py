@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vpd.config.run import PD
-from vpd.config.schedule import Optimizer
+from vpd.config.schedule import Optimizer as NamedOptimizer
 from vpd.config.sites import match_sites
 from vpd.decomposition import Site, init_components
 from vpd.importance.build import init_ci_function
@@ -16,7 +16,7 @@ from vpd.objective.build import schedule_from, terms_from
 from vpd.objective.total import persistent_terms
 from vpd.randomness import stream
 from vpd.targets import Target
-from vpd.training.optimizers import AdamW
+from vpd.training.optimizers import AdamW, Muon
 from vpd.training.state import Decomposition, Training, TrainState
 from vpd.training.step import Problem
 
@@ -30,9 +30,10 @@ def sites_from(pd: PD, target: Target) -> tuple[Site, ...]:
     )
 
 
-def optimizer_from(config: Optimizer) -> AdamW:
+def optimizer_from(config: NamedOptimizer) -> AdamW | Muon:
     """The optimizer of one group."""
-    return AdamW(schedule_from(config.lr_schedule), config.betas, config.weight_decay, config.grad_clip_norm)
+    settings = schedule_from(config.lr_schedule), config.betas, config.weight_decay, config.grad_clip_norm
+    return Muon(*settings, config.ns_steps) if config.type == "muon" else AdamW(*settings)
 
 
 def problem_from(

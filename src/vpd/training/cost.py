@@ -8,6 +8,7 @@ sums over the sites, N positions, R main forwards and K ascents, all sites live 
 less the gradients of inputs that nothing trained precedes.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from vpd.decomposition.components import SiteKind
 from vpd.importance.mlp import GlobalMLP, LayerwiseMLP, SiteMLP
 from vpd.objective import Faithfulness, FreshPGD, Persistent, ReconTerm
 from vpd.objective.recon import Constant, live_groups
+from vpd.training.optimizers import Muon, split_matrices
 from vpd.training.state import Decomposition
 from vpd.training.step import Problem
 
@@ -36,6 +38,8 @@ class Trained:
         ci_weights: those that multiply, each once per position.
         ci_input_weights: of these, the ones whose input needs no gradient, because nothing trained precedes it.
         reads_components: whether the CI function reads ``x @ V``, as the gates do.
+        components_orthogonalised: multiply-adds of one Newton-Schulz iteration on the matrices among V and U.
+        ci_fn_orthogonalised: likewise for the CI function.
     """
 
     components: int
@@ -43,6 +47,8 @@ class Trained:
     ci_weights: int
     ci_input_weights: int
     reads_components: bool
+    components_orthogonalised: int = 0
+    ci_fn_orthogonalised: int = 0
 
 
 def trained_sizes(decomposition: Decomposition) -> Trained:
@@ -69,7 +75,19 @@ def trained_sizes(decomposition: Decomposition) -> Trained:
         ci_weights=sum(sum(_weights(mlp)) for mlp in mlps.values()),
         ci_input_weights=sum(_weights(mlp)[0] for mlp in constant_inputs),
         reads_components=reads_components,
+        components_orthogonalised=_newton_schulz(decomposition.components),
+        ci_fn_orthogonalised=_newton_schulz(ci_fn),
     )
+
+
+def _newton_schulz(tree: object) -> int:
+    """``X Xᵀ``, its square, and their product with X for every matrix, the shorter side first."""
+    total = 0
+    for matrix in jax.tree.leaves(split_matrices(tree)[0]):
+        *stack, rows, columns = matrix.shape
+        short, long = sorted((rows, columns))
+        total += math.prod(stack) * (2 * short**2 * long + short**3)
+    return total
 
 
 def _entries(tree: object) -> int:
@@ -107,7 +125,12 @@ def step_operations(problem: Problem, matrices: Matrices, trained: Trained, posi
                 parts["faithfulness"] = 6 * sum(s.d_in * s.C * s.d_out for s in problem.sites)
             case _:
                 pass
-    parts["optimizers"] = OPTIMIZER_OPERATIONS * (trained.components + trained.ci_fn)
+    groups = (
+        (problem.components_optimizer, trained.components, trained.components_orthogonalised),
+        (problem.ci_fn_optimizer, trained.ci_fn, trained.ci_fn_orthogonalised),
+    )
+    parts["optimizers"] = sum(OPTIMIZER_OPERATIONS * entries for _, entries, _ in groups)
+    parts["optimizers"] += sum(2 * rule.ns_steps * once for rule, _, once in groups if isinstance(rule, Muon))
     return parts
 
 

@@ -16,7 +16,7 @@ from vpd.objective.adversary import Sources
 from vpd.objective.total import persistent_terms
 from vpd.randomness import Seed, stream
 from vpd.targets import Target, clean_forward, frozen_weights
-from vpd.training.optimizers import AdamW
+from vpd.training.optimizers import Optimizer
 from vpd.training.state import Decomposition, Training, TrainState
 
 Tree = TypeVar("Tree")
@@ -29,8 +29,8 @@ class Problem:
 
     sites: tuple[Site, ...]
     terms: tuple[Term, ...]
-    components_optimizer: AdamW
-    ci_fn_optimizer: AdamW
+    components_optimizer: Optimizer
+    ci_fn_optimizer: Optimizer
     steps: int
     sigmoid_type: str = "leaky_hard"
     sampling: Literal["continuous", "binomial"] = "continuous"

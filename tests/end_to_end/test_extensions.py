@@ -1,0 +1,34 @@
+"""What a run file may ask for beside the published runs: trained, interrupted, and gone on with to the same bits."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_run import assert_same_run, records, write_file
+
+from vpd import open_run
+from vpd.face import decompose
+from vpd.run_directory import RunDirectory
+
+MUON = {"lr_schedule": {"start_val": 1e-2, "fn_type": "cosine", "final_val_frac": 0.0}, "type": "muon", "ns_steps": 3}
+SHARED = {"mode": "layerwise", "fn_type": "shared_mlp", "hidden_dims": [8]}
+
+EXTENSIONS: dict[str, dict[str, object]] = {
+    "muon": {"pd__components_optimizer": MUON, "pd__ci_fn_optimizer": MUON, "pd__ci_config": SHARED},
+}
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_an_interrupted_run_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    file = write_file(tmp_path, **EXTENSIONS[name], pd__steps=30)
+    whole = decompose(file, out_dir=tmp_path, run_id="whole", quiet=True)
+    cut = Path(shutil.copytree(whole.path, tmp_path / "cut"))
+    for step in (20, 30):
+        shutil.rmtree(cut / "checkpoints" / str(step))
+    RunDirectory(cut).update_facts(status="stopped")
+    decompose(file, out_dir=tmp_path, run_id="cut", quiet=True)
+    assert_same_run(whole.path, cut)
+    losses = [r["loss/total"] for r in records(cut) if r["kind"] == "train"]
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
+    assert open_run(cut).step == 30
