@@ -27,7 +27,7 @@ from vpd.objective.total import persistent_terms
 from vpd.progress import training_meter
 from vpd.run_directory import RunDirectory, create_run_directory, refuse_unwritable, write_atomically
 from vpd.signals import StopSignals
-from vpd.targets import TMS
+from vpd.targets import TMS, frozen_weights
 from vpd.targets.build import build_tms, cache_directory, stored_weights
 from vpd.targets.weights import load_tms, tms_bytes
 from vpd.training.build import init_state, problem_from, sites_from
@@ -93,7 +93,7 @@ def _target(config: RunConfig, data: FeatureData) -> TMS:
 def first_state(experiment: Experiment) -> TrainState:
     """The state before step 0, after faithfulness warm-up."""
     pd, problem = experiment.config.pd, experiment.problem
-    state = init_state(problem, pd, experiment.config.tied_pairs, (pd.batch_size,))
+    state = _fresh_state(experiment)
     if pd.faithfulness_warmup_steps == 0:
         return state
     batch = experiment.train_batch(jnp.asarray(pd.seed, jnp.uint32), jnp.asarray(0, jnp.int32))
@@ -110,10 +110,16 @@ def first_state(experiment: Experiment) -> TrainState:
 
 def state_template(experiment: Experiment) -> TrainState:
     """Structure, shapes and types of the state; nothing is allocated."""
-    config = experiment.config
-    return jax.eval_shape(
-        partial(init_state, experiment.problem, config.pd, config.tied_pairs, (config.pd.batch_size,))
-    )
+    return jax.eval_shape(partial(_fresh_state, experiment))
+
+
+def _fresh_state(experiment: Experiment) -> TrainState:
+    config, pd = experiment.config, experiment.config.pd
+    weights = None
+    if pd.initialization == "svd":
+        batch = experiment.train_batch(jnp.asarray(pd.seed, jnp.uint32), jnp.asarray(0, jnp.int32))
+        weights = jax.jit(frozen_weights)(experiment.target, batch)
+    return init_state(experiment.problem, pd, config.tied_pairs, (pd.batch_size,), weights)
 
 
 def lower_program(experiment: Experiment) -> jax.stages.Lowered:

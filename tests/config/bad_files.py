@@ -308,7 +308,6 @@ _SILLY: list[tuple[str, Document, str]] = [
     ("deep_tms", changed("target.n_hidden_layers", 2), "target.n_hidden_layers"),
     ("wandb", changed("wandb", {"project": "p"}), "wandb"),
     ("tensorboard", changed("logging", {"tensorboard": True}), "logging.tensorboard"),
-    ("svd", changed("pd.initialization", "svd"), "pd.initialization"),
     ("two_devices", changed("runtime", {"dp": 2}), "runtime.dp"),
     ("mesh", changed("runtime", {"mesh": {"data": 1}}), "runtime.mesh"),
     ("fsdp", changed("runtime", {"placement": "fsdp"}), "runtime.placement"),

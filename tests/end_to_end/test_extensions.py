@@ -3,12 +3,15 @@
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-from tiny_run import assert_same_run, records, write_file
+from tiny_run import assert_same_run, records, tiny, write_file
 
-from vpd import open_run
+from vpd import open_run, read_run_file
+from vpd.experiment import build, first_state, state_template
 from vpd.face import decompose
+from vpd.objective import faithfulness_loss
 from vpd.run_directory import RunDirectory
 
 MUON = {"lr_schedule": {"start_val": 1e-2, "fn_type": "cosine", "final_val_frac": 0.0}, "type": "muon", "ns_steps": 3}
@@ -16,6 +19,7 @@ SHARED = {"mode": "layerwise", "fn_type": "shared_mlp", "hidden_dims": [8]}
 
 EXTENSIONS: dict[str, dict[str, object]] = {
     "muon": {"pd__components_optimizer": MUON, "pd__ci_fn_optimizer": MUON, "pd__ci_config": SHARED},
+    "svd": {"pd__initialization": "svd", "pd__faithfulness_warmup_steps": 0},
 }
 
 
@@ -32,3 +36,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(name: str, tmp_path: Path) 
     losses = [r["loss/total"] for r in records(cut) if r["kind"] == "train"]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     assert open_run(cut).step == 30
+
+
+def test_svd_starts_faithful(tmp_path: Path) -> None:
+    config = read_run_file(tiny(**EXTENSIONS["svd"])).config
+    experiment = build(config)
+    state, template = first_state(experiment), state_template(experiment)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), template)
+    weights = {"linear1": experiment.target.linear1, "linear2": experiment.target.linear1.T}
+    loss = faithfulness_loss(experiment.problem.sites, weights, state.decomposition.components)
+    assert float(loss) < 1e-10

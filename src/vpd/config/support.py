@@ -51,7 +51,6 @@ GAPS: tuple[Gap, ...] = (
         "write fn_type: mlp, vector_mlp, shared_mlp or global_shared_mlp",
         _TRANSFORMERS,
     ),
-    Gap("pd.initialization", "starting from the SVD", "write initialization: normal", ("svd",)),
     Gap(
         "pd.loss_metrics[].type",
         "the merged stochastic and adversarial forward",

@@ -10,7 +10,7 @@ from vpd.config.schedule import Optimizer as NamedOptimizer
 from vpd.config.sites import match_sites
 from vpd.decomposition import Site, init_components
 from vpd.importance.build import init_ci_function
-from vpd.objective import init_adversary
+from vpd.objective import Weights, init_adversary
 from vpd.objective.adversary import source_shapes
 from vpd.objective.build import schedule_from, terms_from
 from vpd.objective.total import persistent_terms
@@ -54,7 +54,9 @@ def problem_from(
     )
 
 
-def init_state(problem: Problem, pd: PD, ties: Sequence[tuple[str, str]], leading: tuple[int, ...]) -> TrainState:
+def init_state(
+    problem: Problem, pd: PD, ties: Sequence[tuple[str, str]], leading: tuple[int, ...], weights: Weights | None = None
+) -> TrainState:
     """The state before the first update, a function of the seed.
 
     Args:
@@ -62,8 +64,11 @@ def init_state(problem: Problem, pd: PD, ties: Sequence[tuple[str, str]], leadin
         pd: the run file's block.
         ties: pairs (owner, site) of tied sites.
         leading: shape of a training batch without its last axis.
+        weights: frozen weights ``{site: [d_in, d_out]}``, which V and U start from with ``initialization: svd``.
     """
-    components = init_components(problem.sites, stream(pd.seed, "init/components"), ties)
+    assert pd.initialization == "normal" or weights is not None, "starting from the SVD needs the frozen weights"
+    start = weights if pd.initialization == "svd" else None
+    components = init_components(problem.sites, stream(pd.seed, "init/components"), ties, start)
     ci_fn = init_ci_function(pd.ci_config, problem.sites, stream(pd.seed, "init/ci_fn"))
     adversaries = {
         name: init_adversary(

@@ -63,8 +63,8 @@ class Muon:
     """Matrices move along their orthogonalised Nesterov momentum (Jordan et al. 2024), the rest as under AdamW.
 
     Optax makes the direction: ``ns_steps`` Newton-Schulz iterations bring the singular values near 1. A matrix
-    ``[d_in, d_out]`` is then scaled by ``√max(1, d_out / d_in)``, as there. Each matrix of a stack is orthogonalised by itself.
-    ``betas[0]`` is the momentum of matrices and the first moment of the rest, which alone has ``betas[1]``. One
+    ``[d_in, d_out]`` is then scaled by ``√max(1, d_out / d_in)``, as there. Each matrix of a stack is orthogonalised by
+    itself. ``betas[0]`` is the momentum of matrices and the first moment of the rest, which alone has ``betas[1]``. One
     learning rate, decoupled weight decay and clip serve both.
     """
 
