@@ -330,18 +330,6 @@ _SILLY: list[tuple[str, Document, str]] = [
         "pd.loss_metrics[2].hidden_acts_reconstruction",
     ),
     (
-        "transformer",
-        changed(
-            "pd.ci_config",
-            {
-                "mode": "global",
-                "fn_type": "global_shared_transformer",
-                "simple_transformer_ci_cfg": {"d_model": 8, "n_blocks": 1, "attn_config": {"n_heads": 2}},
-            },
-        ),
-        "pd.ci_config.fn_type",
-    ),
-    (
         "resumed",
         changed("resume_provenance", {"parent_run_dir": "runs/a", "parent_step": 3}),
         "resume_provenance",

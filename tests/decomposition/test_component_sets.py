@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_not_tied(other: Site) -> None:
 @pytest.mark.parametrize("C", [3, 7, 8, 20])
 @pytest.mark.parametrize("shape", [(12, 7), (7, 12)])
 def test_singular_pairs_are_the_best_approximation(shape: tuple[int, int], C: int) -> None:
-    """Eckart and Young: what is left is the root of the sum of the other squared singular values, 0 from the rank on."""
+    """Eckart and Young: what is left are the other singular values, and nothing from the rank on."""
     W = normal(*shape)
     pieces = jit(singular_pairs, static_argnums=1)(W, C, jax.random.key(0))
     assert (pieces.V.shape, pieces.U.shape) == ((shape[0], C), (C, shape[1]))

@@ -16,9 +16,19 @@ from vpd.run_directory import RunDirectory
 
 MUON = {"lr_schedule": {"start_val": 1e-2, "fn_type": "cosine", "final_val_frac": 0.0}, "type": "muon", "ns_steps": 3}
 SHARED = {"mode": "layerwise", "fn_type": "shared_mlp", "hidden_dims": [8]}
+SIZE = {"d_model": 8, "n_blocks": 2, "mlp_hidden_dim": [12], "attn_config": {"n_heads": 2}}
+CHUNKWISE = {
+    "mode": "chunkwise",
+    "fn_type": "chunkwise_transformer",
+    "sites_per_chunk": 1,
+    "simple_transformer_ci_cfg": SIZE,
+}
+GLOBAL = {"mode": "global", "fn_type": "global_shared_transformer", "simple_transformer_ci_cfg": SIZE}
 
 EXTENSIONS: dict[str, dict[str, object]] = {
     "muon": {"pd__components_optimizer": MUON, "pd__ci_fn_optimizer": MUON, "pd__ci_config": SHARED},
+    "transformer": {"pd__ci_config": GLOBAL},
+    "chunkwise": {"pd__ci_config": CHUNKWISE},
     "svd": {"pd__initialization": "svd", "pd__faithfulness_warmup_steps": 0},
 }
 

@@ -224,16 +224,25 @@ def _check_ties(config: RunConfig, sites: dict[str, int] | None) -> None:
 
 
 def _check_sequence_fits(config: RunConfig) -> None:
-    ci, data = config.pd.ci_config, config.data
-    if not isinstance(ci, GlobalTransformerCI | ChunkwiseTransformerCI) or not isinstance(data, TokenData):
+    ci = config.pd.ci_config
+    if not isinstance(ci, GlobalTransformerCI | ChunkwiseTransformerCI):
         return
     longest = ci.simple_transformer_ci_cfg.attn_config.max_len
-    if data.max_seq_len > longest:
-        raise refusal(
-            "pd.ci_config.simple_transformer_ci_cfg.attn_config.max_len",
-            f"{longest} is shorter than data.max_seq_len {data.max_seq_len}",
-            f"write max_len: {data.max_seq_len}",
-        )
+    for key, length in _sequence_lengths(config):
+        if length > longest:
+            raise refusal(
+                "pd.ci_config.simple_transformer_ci_cfg.attn_config.max_len",
+                f"{longest} is shorter than {key} {length}",
+                f"write max_len: {length}",
+            )
+
+
+def _sequence_lengths(config: RunConfig) -> Iterator[tuple[str, int]]:
+    """Where the file says how long its sequences are."""
+    if isinstance(config.data, TokenData):
+        yield "data.max_seq_len", config.data.max_seq_len
+    if isinstance(config.target, InductionTarget):
+        yield "target.seq_len", config.target.seq_len
 
 
 def _check_metric(config: RunConfig, key: str, metric: AnyMetric) -> None:

@@ -36,7 +36,6 @@ _TARGETS: dict[TargetKind, str] = {
     "induction": "an induction target",
 }
 _ATTENTION = ("CIMaskedAttnPatternsReconLoss", "StochasticAttnPatternsReconLoss")
-_TRANSFORMERS = ("global_shared_transformer", "chunkwise_transformer")
 _TOY_ONLY = "use a TMS target: n_features, n_hidden and pretrain"
 
 GAPS: tuple[Gap, ...] = (
@@ -44,12 +43,6 @@ GAPS: tuple[Gap, ...] = (
         "pd.identity_decomposition_targets",
         "decomposing inserted identities",
         "write identity_decomposition_targets: null",
-    ),
-    Gap(
-        "pd.ci_config.fn_type",
-        "a transformer as causal-importance function",
-        "write fn_type: mlp, vector_mlp, shared_mlp or global_shared_mlp",
-        _TRANSFORMERS,
     ),
     Gap(
         "pd.loss_metrics[].type",
