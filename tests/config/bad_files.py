@@ -301,6 +301,21 @@ _SILLY: list[tuple[str, Document, str]] = [
     ),
     ("dp_no_divisor", changed("runtime", {"dp": 3}), "runtime.dp"),
     ("muon_without_a_matrix", changed("pd.ci_fn_optimizer.type", "muon"), "pd.ci_fn_optimizer.type"),
+    (
+        "rider_on_nothing",
+        changed("pd.loss_metrics.2.hidden_acts_reconstruction", {"coeff": 1, "sites": ["linear1", "linear3"]}),
+        "pd.loss_metrics[2].hidden_acts_reconstruction.sites[1]",
+    ),
+    (
+        "rider_without_sites",
+        changed("pd.loss_metrics.2.hidden_acts_reconstruction", {"coeff": 1, "sites": []}),
+        "hidden_acts_reconstruction.sites",
+    ),
+    (
+        "rider_of_a_metric_on_nothing",
+        changed("eval.metrics.4.hidden_acts_reconstruction", {"coeff": 1, "sites": ["nothing.*"]}),
+        "eval.metrics[4].hidden_acts_reconstruction.sites[0]",
+    ),
     # not built yet
     ("stored_on_an_account", changed("target", {"run_path": "team/project/runs/0abc"}), "target.run_path"),
     ("stored_nowhere", changed("target", {"run_path": "no/such/place/at/all"}), "target.run_path"),
@@ -323,11 +338,6 @@ _SILLY: list[tuple[str, Document, str]] = [
             {**PERSISTENT, "adv_fraction": 0.5, "type": "MergedStochasticPersistentReconLoss"},
         ),
         "pd.loss_metrics[4].type",
-    ),
-    (
-        "rider",
-        changed("pd.loss_metrics.2.hidden_acts_reconstruction", {"coeff": 1, "sites": ["linear1"]}),
-        "pd.loss_metrics[2].hidden_acts_reconstruction",
     ),
     (
         "resumed",

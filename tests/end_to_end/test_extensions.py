@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_run import assert_same_run, records, tiny, write_file
+from tiny_run import TINY, assert_same_run, records, tiny, write_file
 
 from vpd import open_run, read_run_file
 from vpd.experiment import build, first_state, state_template
@@ -25,10 +25,14 @@ CHUNKWISE = {
 }
 GLOBAL = {"mode": "global", "fn_type": "global_shared_transformer", "simple_transformer_ci_cfg": SIZE}
 
+FAITHFULNESS, MINIMALITY, STOCHASTIC, PERSISTENT = TINY["pd"]["loss_metrics"]
+RIDER = {"hidden_acts_reconstruction": {"coeff": 0.5, "sites": ["linear1"]}}
+
 EXTENSIONS: dict[str, dict[str, object]] = {
     "muon": {"pd__components_optimizer": MUON, "pd__ci_fn_optimizer": MUON, "pd__ci_config": SHARED},
     "transformer": {"pd__ci_config": GLOBAL},
     "chunkwise": {"pd__ci_config": CHUNKWISE},
+    "riders": {"pd__loss_metrics": [FAITHFULNESS, MINIMALITY, STOCHASTIC | RIDER, PERSISTENT | RIDER]},
     "svd": {"pd__initialization": "svd", "pd__faithfulness_warmup_steps": 0},
 }
 
@@ -46,6 +50,15 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(name: str, tmp_path: Path) 
     losses = [r["loss/total"] for r in records(cut) if r["kind"] == "train"]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
     assert open_run(cut).step == 30
+
+
+def test_riders_are_recorded_in_training_and_evaluation(tmp_path: Path) -> None:
+    decompose(write_file(tmp_path, **EXTENSIONS["riders"], pd__steps=20), out_dir=tmp_path, run_id="ridden", quiet=True)
+    for record in records(tmp_path / "ridden"):
+        values = record.get("metrics", record)
+        assert values["loss/StochasticReconLoss/hidden_acts"] > 0
+        active = record["step"] >= 6
+        assert ("loss/PersistentPGDReconLoss/hidden_acts" in values) == active
 
 
 def test_svd_starts_faithful(tmp_path: Path) -> None:

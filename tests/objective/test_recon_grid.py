@@ -66,23 +66,17 @@ class Forwards:
     def __enter__(self) -> "Forwards":
         def spy(function):
             def called(target, components, batch, masks):
-                if masks:
-                    self.masks.append(dict(masks))
+                self.masks.append(dict(masks))
                 return function(target, components, batch, masks)
 
             return called
 
-        self.patches = [
-            mock.patch.object(recon, name, spy(getattr(recon, name)))
-            for name in ("masked_forward", "masked_site_outputs")
-        ]
-        for patch in self.patches:
-            patch.start()
+        self.patch = mock.patch.object(recon, "masked_site_outputs", spy(recon.masked_site_outputs))
+        self.patch.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for patch in self.patches:
-            patch.stop()
+        self.patch.stop()
 
 
 def unrolled(attack, term, scene, ci, group, routes, key, original=recon.fresh_pgd):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vpd.config.block import choose, plain, refusal, show
 from vpd.config.importance import ChunkwiseTransformerCI, GlobalTransformerCI
-from vpd.config.losses import FreshAdversary, Loss, PersistentAdversary
+from vpd.config.losses import FreshAdversary, Loss, PersistentAdversary, ReconTerm
 from vpd.config.metrics import (
     CI_L0,
     AnyMetric,
@@ -51,6 +51,8 @@ def check_run(config: RunConfig) -> None:
         _check_scope(config, key, term)
         _check_starts(config, key, term)
     sites = _check_sites(config)
+    if sites is not None:
+        check_riders(config.pd.loss_metrics, list(sites))
     _check_ties(config, sites)
     _check_sequence_fits(config)
     if config.runtime.dp is not None and config.pd.batch_size % config.runtime.dp:
@@ -64,6 +66,28 @@ def check_run(config: RunConfig) -> None:
         for i, metric in enumerate(config.eval.metrics):
             _check_metric(config, f"{_METRICS}[{i}]", metric)
             _check_metric_sites(config, f"{_METRICS}[{i}]", metric, sites)
+
+
+def check_riders(losses: Sequence[Loss], sites: Sequence[str]) -> None:
+    """Refuse a rider none of whose sites is decomposed.
+
+    Raises: ConfigError with the first such glob.
+    """
+    for i, term in enumerate(losses):
+        _refuse_unmatched(_rider_patterns(f"{_LOSSES}[{i}]", term), sites)
+
+
+def _refuse_unmatched(patterns: Iterator[tuple[str, str]], sites: Sequence[str]) -> None:
+    for where, pattern in patterns:
+        if not matches(pattern, sites):
+            raise unmatched(where, pattern, sites, "decomposed site")
+
+
+def _rider_patterns(key: str, term: Loss | AnyMetric) -> Iterator[tuple[str, str]]:
+    """The site globs of a rider, each with its dotted key."""
+    if isinstance(term, ReconTerm) and term.hidden_acts_reconstruction is not None:
+        for i, glob in enumerate(term.hidden_acts_reconstruction.sites):
+            yield f"{key}.hidden_acts_reconstruction.sites[{i}]", glob
 
 
 def _terms(config: RunConfig) -> Iterator[tuple[str, Loss]]:
@@ -276,15 +300,15 @@ def _check_scope_of_metric(config: RunConfig, key: str, metric: AnyMetric) -> No
 
 
 def _check_metric_sites(config: RunConfig, key: str, metric: AnyMetric, sites: dict[str, int] | None) -> None:
-    for where, pattern in _patterns_of(key, metric):
-        if sites is not None and not matches(pattern, sites):
-            raise unmatched(where, pattern, list(sites), "decomposed site")
+    if sites is not None:
+        _refuse_unmatched(_patterns_of(key, metric), list(sites))
     if isinstance(metric, IdentityCIError):
         _check_expected_patterns(config, key, metric, sites)
 
 
 def _patterns_of(key: str, metric: AnyMetric) -> Iterator[tuple[str, str]]:
     """Every site glob in a metric, with its dotted key."""
+    yield from _rider_patterns(key, metric)
     if isinstance(metric, CI_L0):
         for name, globs in (metric.groups or {}).items():
             for i, glob in enumerate(globs):

@@ -50,11 +50,6 @@ GAPS: tuple[Gap, ...] = (
         "write StochasticReconSubsetLoss and PersistentPGDReconSubsetLoss as two terms",
         ("MergedStochasticPersistentReconLoss",),
     ),
-    Gap(
-        "pd.loss_metrics[].hidden_acts_reconstruction",
-        "a hidden-activation rider",
-        "write hidden_acts_reconstruction: null, or train on StochasticHiddenActsReconLoss",
-    ),
     Gap("runtime.mesh", "a device mesh", "write mesh: null"),
     Gap("runtime.placement", "sharding parameters", "write placement: ddp", ("zero", "fsdp")),
     Gap("runtime.remat", "rematerialising blocks", "write remat: none", ("block",)),
@@ -76,11 +71,6 @@ GAPS: tuple[Gap, ...] = (
         "the merged stochastic and adversarial forward",
         "remove the metric",
         ("MergedStochasticPersistentReconLoss",),
-    ),
-    Gap(
-        "eval.metrics[].hidden_acts_reconstruction",
-        "a hidden-activation rider",
-        "write hidden_acts_reconstruction: null, or use StochasticHiddenActsReconLoss",
     ),
     Gap(
         "logging.tensorboard",

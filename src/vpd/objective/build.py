@@ -12,7 +12,7 @@ from vpd.config.sources import resolved_scope
 from vpd.decomposition import AllRouting, Routing, StaticProbability, UniformKSubset
 from vpd.objective.adversary import AdamAscent, SignAscent
 from vpd.objective.minimality import Anneal, Frequency, ImportanceMinimality, SmoothL0
-from vpd.objective.recon import Constant, FreshPGD, Live, Measure, Persistent, ReconTerm, Source, Stochastic
+from vpd.objective.recon import Constant, FreshPGD, Live, Measure, Persistent, ReconTerm, Rider, Source, Stochastic
 from vpd.objective.schedule import Schedule, first_active_step
 from vpd.objective.total import Faithfulness, Minimality, Term
 
@@ -128,7 +128,14 @@ def recon_term(loss: Compared, pd: PD, has_sequence: bool, coeff: float) -> Reco
         live=row.live(loss) if callable(row.live) else row.live,
         n_samples=row.n_samples(loss, setting),
         measure=row.measure,
+        rider=rider_from(loss),
     )
+
+
+def rider_from(loss: Compared) -> Rider | None:
+    """The rider of a recon loss, where the run file gives it one."""
+    rider = loss.hidden_acts_reconstruction if isinstance(loss, named.ReconTerm) else None
+    return None if rider is None else Rider(rider.coeff, rider.sites)
 
 
 def term_from(loss: Compared, pd: PD, has_sequence: bool, coeff: float) -> Term:

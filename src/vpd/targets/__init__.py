@@ -1,6 +1,14 @@
 """Targets: frozen networks, each one forward pass with a seam."""
 
-from vpd.targets.base import Seam, Target, clean_forward, frozen_weights, masked_forward, masked_site_outputs
+from vpd.targets.base import (
+    Seam,
+    Target,
+    clean_forward,
+    frozen_weights,
+    masked_forward,
+    masked_site_outputs,
+    recorded_forward,
+)
 from vpd.targets.tms import TMS, init_tms, pretrain_tms
 
 __all__ = [
@@ -13,4 +21,5 @@ __all__ = [
     "masked_forward",
     "masked_site_outputs",
     "pretrain_tms",
+    "recorded_forward",
 ]

@@ -58,7 +58,15 @@ def _frozen(
 
 def clean_forward(target: Target, batch: Batch) -> tuple[Shaped[Array, "..."], dict[str, Shaped[Array, "..."]]]:
     """Clean output and the input of every matrix, ``{name: [*leading, d_in]}``, in one all-frozen forward."""
+    return recorded_forward(target, batch)[:2]
+
+
+def recorded_forward(
+    target: Target, batch: Batch
+) -> tuple[Shaped[Array, "..."], dict[str, Shaped[Array, "..."]], dict[str, Shaped[Array, "..."]]]:
+    """As :func:`clean_forward`, and every matrix's output, bias included, ``{name: [*leading, d_out]}``."""
     inputs: dict[str, Shaped[Array, "..."]] = {}
+    outputs: dict[str, Shaped[Array, "..."]] = {}
 
     def seam(
         name: str,
@@ -68,9 +76,10 @@ def clean_forward(target: Target, batch: Batch) -> tuple[Shaped[Array, "..."], d
         kind: SiteKind = "linear",
     ) -> Shaped[Array, "..."]:
         inputs[name] = x
-        return _frozen(x, weight, bias, kind)
+        outputs[name] = _frozen(x, weight, bias, kind)
+        return outputs[name]
 
-    return target.forward(batch, seam), inputs
+    return target.forward(batch, seam), inputs, outputs
 
 
 def masked_site_outputs(

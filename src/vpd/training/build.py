@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from vpd.config.checks import check_riders
 from vpd.config.run import PD
 from vpd.config.schedule import Optimizer as NamedOptimizer
 from vpd.config.sites import match_sites
@@ -39,7 +40,8 @@ def optimizer_from(config: NamedOptimizer) -> AdamW | Muon:
 def problem_from(
     pd: PD, sites: Sequence[Site], has_sequence: bool, bfloat16: bool = False, remat: bool = False
 ) -> Problem:
-    """All that is static about a run."""
+    """All that is static about a run; ConfigError where a rider names none of the sites."""
+    check_riders(pd.loss_metrics, [site.name for site in sites])
     return Problem(
         sites=tuple(sites),
         terms=terms_from(pd, has_sequence),

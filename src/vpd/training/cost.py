@@ -177,7 +177,7 @@ def _recon(term: ReconTerm, pass_: "_Pass", use_delta: bool) -> dict[str, int]:
     for group in live_groups(term, pass_.sites):
         live = {site.name for site in group}
         one, gradients, sources = pass_.forward(live, blends), pass_.backward(live, blends), pass_.ascent(live, blends)
-        forward += term.n_samples * (one + (pass_.clean() if term.measure == "hidden_acts" else 0))
+        forward += term.n_samples * one
         backward += term.n_samples * gradients
         if isinstance(term.source, FreshPGD):
             ascents += term.n_samples * term.source.n_steps * (one + sources)
