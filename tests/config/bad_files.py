@@ -316,6 +316,14 @@ _SILLY: list[tuple[str, Document, str]] = [
         changed("eval.metrics.4.hidden_acts_reconstruction", {"coeff": 1, "sites": ["nothing.*"]}),
         "eval.metrics[4].hidden_acts_reconstruction.sites[0]",
     ),
+    (
+        "merged_without_adversary",
+        changed(
+            "pd.loss_metrics.4",
+            {**PERSISTENT, "adv_fraction": 0, "type": "MergedStochasticPersistentReconLoss"},
+        ),
+        "pd.loss_metrics[4].adv_fraction",
+    ),
     # not built yet
     ("stored_on_an_account", changed("target", {"run_path": "team/project/runs/0abc"}), "target.run_path"),
     ("stored_nowhere", changed("target", {"run_path": "no/such/place/at/all"}), "target.run_path"),
@@ -330,14 +338,6 @@ _SILLY: list[tuple[str, Document, str]] = [
         "identity_sites",
         changed("pd.identity_decomposition_targets", [{"module_pattern": "linear2", "C": 3}]),
         "pd.identity_decomposition_targets",
-    ),
-    (
-        "merged_loss",
-        changed(
-            "pd.loss_metrics.4",
-            {**PERSISTENT, "adv_fraction": 0.5, "type": "MergedStochasticPersistentReconLoss"},
-        ),
-        "pd.loss_metrics[4].type",
     ),
     (
         "resumed",

@@ -27,12 +27,14 @@ GLOBAL = {"mode": "global", "fn_type": "global_shared_transformer", "simple_tran
 
 FAITHFULNESS, MINIMALITY, STOCHASTIC, PERSISTENT = TINY["pd"]["loss_metrics"]
 RIDER = {"hidden_acts_reconstruction": {"coeff": 0.5, "sites": ["linear1"]}}
+MERGED = PERSISTENT | {"type": "MergedStochasticPersistentReconLoss", "adv_fraction": 0.5, "n_samples": 2}
 
 EXTENSIONS: dict[str, dict[str, object]] = {
     "muon": {"pd__components_optimizer": MUON, "pd__ci_fn_optimizer": MUON, "pd__ci_config": SHARED},
     "transformer": {"pd__ci_config": GLOBAL},
     "chunkwise": {"pd__ci_config": CHUNKWISE},
     "riders": {"pd__loss_metrics": [FAITHFULNESS, MINIMALITY, STOCHASTIC | RIDER, PERSISTENT | RIDER]},
+    "merged": {"pd__loss_metrics": [FAITHFULNESS, MINIMALITY, MERGED]},
     "svd": {"pd__initialization": "svd", "pd__faithfulness_warmup_steps": 0},
 }
 

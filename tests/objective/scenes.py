@@ -39,6 +39,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "PGDReconLayerwiseLoss": FRESH,
     "PersistentPGDReconLoss": STORED,
     "PersistentPGDReconSubsetLoss": STORED | {"n_samples": 4},
+    "MergedStochasticPersistentReconLoss": STORED | {"n_samples": 3, "adv_fraction": 0.5},
 }
 
 

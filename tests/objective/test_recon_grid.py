@@ -46,6 +46,7 @@ FORWARDS = {
     "PGDReconLayerwiseLoss": [s for s in FOUR for _ in range(3)] + FOUR,
     "PersistentPGDReconLoss": ALL,
     "PersistentPGDReconSubsetLoss": ALL * 4,
+    "MergedStochasticPersistentReconLoss": ALL * 3,
 }
 ROUTED = {
     "CIMaskedReconSubsetLoss": UniformKSubset(),
@@ -53,6 +54,7 @@ ROUTED = {
     "ChunkwiseSubsetReconLoss": UniformKSubset(),
     "PGDReconSubsetLoss": UniformKSubset(),
     "PersistentPGDReconSubsetLoss": UniformKSubset(),
+    "MergedStochasticPersistentReconLoss": UniformKSubset(),
 }
 NO_DELTA = {n for n in GRID if n.startswith(("CI", "Unmasked"))}
 
@@ -110,7 +112,7 @@ def test_the_table_of_this_file_has_every_class() -> None:
     assert set(GRID) == set(FORWARDS) == set(LOSSES)
 
 
-@pytest.mark.parametrize("name", ["PersistentPGDReconLoss", "PersistentPGDReconSubsetLoss"])
+@pytest.mark.parametrize("name", [n for n in GRID if "Persistent" in n])
 def test_warm_up_ascents_run_all_sites_at_all_positions(name: str, scene) -> None:
     term, stored, ci = grid_term(name, scene), stored_of(scene), importances_of(scene)
     state = AdversaryState(stored, stored, stored, jnp.zeros((), jnp.int32))

@@ -106,6 +106,7 @@ SETS: dict[str, list[dict[str, Any]]] = {
     "fresh_layerwise": [PGD_LAYERWISE],
     "persistent": [PERSISTENT],
     "persistent_subset": [PERSISTENT_SUBSET],
+    "merged": [PERSISTENT_SUBSET | {"type": "MergedStochasticPersistentReconLoss", "adv_fraction": 0.5}],
     "all": [FAITHFULNESS, MINIMALITY, STOCHASTIC, LAYERWISE, PERSISTENT],
 }
 

@@ -213,12 +213,26 @@ class PersistentPGDReconSubsetLoss(PersistentAdversary, Routed):
 
 
 class MergedStochasticPersistentReconLoss(PersistentAdversary, Routed):
-    """One forward in which each batch element is either adversarial or stochastic."""
+    """One forward in which each batch element is either adversarial or stochastic, at all its positions and sites.
+
+    Elements, stochastic sources and routing are drawn afresh for each of `n_samples` forwards. Warm-up ascents see all
+    elements adversarial; the last has the gradient of the term, to which the adversarial elements alone contribute.
+    """
 
     type: Literal["MergedStochasticPersistentReconLoss"]
     """Selects this loss."""
-    adv_fraction: Fraction
-    """Probability that a batch element is adversarial."""
+    adv_fraction: Annotated[Fraction, Field(examples=[0.5])]
+    """Probability that a batch element is adversarial; > 0, and 1 is PersistentPGDReconSubsetLoss."""
+
+    @model_validator(mode="after")
+    def _uses_its_sources(self) -> Self:
+        if self.adv_fraction == 0:
+            raise problem(
+                "adv_fraction",
+                "0 makes no batch element adversarial, so the persistent sources would have no effect",
+                "write an adv_fraction > 0, or StochasticReconSubsetLoss",
+            )
+        return self
 
 
 class ImportanceMinimalityLoss(Term):

@@ -44,12 +44,6 @@ GAPS: tuple[Gap, ...] = (
         "decomposing inserted identities",
         "write identity_decomposition_targets: null",
     ),
-    Gap(
-        "pd.loss_metrics[].type",
-        "the merged stochastic and adversarial forward",
-        "write StochasticReconSubsetLoss and PersistentPGDReconSubsetLoss as two terms",
-        ("MergedStochasticPersistentReconLoss",),
-    ),
     Gap("runtime.mesh", "a device mesh", "write mesh: null"),
     Gap("runtime.placement", "sharding parameters", "write placement: ddp", ("zero", "fsdp")),
     Gap("runtime.remat", "rematerialising blocks", "write remat: none", ("block",)),
@@ -66,12 +60,6 @@ GAPS: tuple[Gap, ...] = (
         _ATTENTION,
     ),
     Gap("eval.metrics[].type", "CEandKLLosses", "remove the metric", ("CEandKLLosses",)),
-    Gap(
-        "eval.metrics[].type",
-        "the merged stochastic and adversarial forward",
-        "remove the metric",
-        ("MergedStochasticPersistentReconLoss",),
-    ),
     Gap(
         "logging.tensorboard",
         "TensorBoard logging",

@@ -68,9 +68,24 @@ class Persistent:
     sigmoid: bool = False
 
 
+@dataclass(frozen=True)
+class Mixture(Persistent):
+    """Persistent sources for the batch elements that a draw makes adversarial, fresh stochastic ones for the others.
+
+    Bernoulli(``adv_fraction``) per element and forward, for all its positions and sites and the delta together. Warm-up
+    ascents see every element adversarial. The last ascent has the gradient of the term itself: a mean over all
+    elements, of which the adversarial ones alone reach the sources; it is not divided by ``adv_fraction``, which both
+    ascent rules would undo. A source of stochastic elements alone has a gradient of 0 there: Adam moves it by its
+    momentum, sign not at all.
+    """
+
+    adv_fraction: float = 1.0
+    sampling: Literal["continuous", "binomial"] = "continuous"
+
+
 EVERYWHERE = AllRouting()
 
-Source = Constant | Stochastic | FreshPGD | Persistent
+Source = Constant | Stochastic | FreshPGD | Persistent | Mixture
 Live = Literal["all", "each"] | int
 Measure = Literal["output", "hidden_acts"]
 
@@ -215,6 +230,9 @@ def recon_forwards(
                     sources = _draw(sampling, group, scene, key_source)
                 case FreshPGD() as attack:
                     sources = fresh_pgd(attack, term, scene, ci, group, routes, key_source)
+                case Mixture() as mixture:
+                    assert stored is not None, f"{term.name} needs its stored sources"
+                    sources = _mixed(mixture, group, scene, stored, key_source)
                 case Persistent(sigmoid=sigmoid):
                     assert stored is not None, f"{term.name} needs its stored sources"
                     sources = effective_sources(stored, sigmoid)
@@ -235,6 +253,16 @@ def _draw(
             u = jnp.where(is_component, (u < 0.5).astype(u.dtype), u)
         sources[site.name] = u
     return sources
+
+
+def _mixed(mixture: Mixture, group: Sequence[Site], scene: Scene, stored: Sources, key: Key[Array, ""]) -> Sources:
+    """Sources ``[*leading, channels]``, each batch element's either persistent or drawn."""
+    batch = scene.leading[0]
+    drawn, effective = _draw(mixture.sampling, group, scene, key), effective_sources(stored, mixture.sigmoid)
+    # Sites draw with the numbers below.
+    adversarial = jax.random.bernoulli(jax.random.fold_in(key, len(scene.sites)), mixture.adv_fraction, (batch,))
+    chosen = adversarial.reshape(batch, *(1 for _ in scene.leading))
+    return {s: jnp.where(chosen, spread(effective[s], batch), u) for s, u in drawn.items()}
 
 
 def fresh_pgd(
