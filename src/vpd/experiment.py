@@ -27,7 +27,7 @@ from vpd.objective.total import persistent_terms
 from vpd.progress import training_meter
 from vpd.run_directory import RunDirectory, create_run_directory, refuse_unwritable, write_atomically
 from vpd.signals import StopSignals
-from vpd.targets import TMS, Induction, ResidMLP
+from vpd.targets import TMS, Induction, ResidMLP, frozen_weights
 from vpd.targets.build import build_toy, cache_directory, fresh_target, load_stored
 from vpd.targets.weights import Toy, load_target, target_bytes
 from vpd.training.build import init_state, problem_from, sites_from
@@ -112,7 +112,7 @@ def _target(config: RunConfig) -> Toy:
 def first_state(experiment: Experiment) -> TrainState:
     """The state before step 0, after faithfulness warm-up."""
     pd, problem = experiment.config.pd, experiment.problem
-    state = init_state(problem, pd, experiment.config.tied_pairs, leading_of(experiment.config, experiment.target))
+    state = _fresh_state(experiment)
     if pd.faithfulness_warmup_steps == 0:
         return state
     batch = experiment.train_batch(jnp.asarray(pd.seed, jnp.uint32), jnp.asarray(0, jnp.int32))
@@ -129,9 +129,16 @@ def first_state(experiment: Experiment) -> TrainState:
 
 def state_template(experiment: Experiment) -> TrainState:
     """Structure, shapes and types of the state; nothing is allocated."""
-    config = experiment.config
-    leading = leading_of(config, experiment.target)
-    return jax.eval_shape(partial(init_state, experiment.problem, config.pd, config.tied_pairs, leading))
+    return jax.eval_shape(partial(_fresh_state, experiment))
+
+
+def _fresh_state(experiment: Experiment) -> TrainState:
+    config, pd = experiment.config, experiment.config.pd
+    weights = None
+    if pd.initialization == "svd":
+        batch = experiment.train_batch(jnp.asarray(pd.seed, jnp.uint32), jnp.asarray(0, jnp.int32))
+        weights = jax.jit(frozen_weights)(experiment.target, batch)
+    return init_state(experiment.problem, pd, config.tied_pairs, leading_of(config, experiment.target), weights)
 
 
 def lower_program(experiment: Experiment) -> jax.stages.Lowered:

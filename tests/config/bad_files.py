@@ -300,6 +300,30 @@ _SILLY: list[tuple[str, Document, str]] = [
         "eval.metrics[0].type",
     ),
     ("dp_no_divisor", changed("runtime", {"dp": 3}), "runtime.dp"),
+    ("muon_without_a_matrix", changed("pd.ci_fn_optimizer.type", "muon"), "pd.ci_fn_optimizer.type"),
+    (
+        "rider_on_nothing",
+        changed("pd.loss_metrics.2.hidden_acts_reconstruction", {"coeff": 1, "sites": ["linear1", "linear3"]}),
+        "pd.loss_metrics[2].hidden_acts_reconstruction.sites[1]",
+    ),
+    (
+        "rider_without_sites",
+        changed("pd.loss_metrics.2.hidden_acts_reconstruction", {"coeff": 1, "sites": []}),
+        "hidden_acts_reconstruction.sites",
+    ),
+    (
+        "rider_of_a_metric_on_nothing",
+        changed("eval.metrics.4.hidden_acts_reconstruction", {"coeff": 1, "sites": ["nothing.*"]}),
+        "eval.metrics[4].hidden_acts_reconstruction.sites[0]",
+    ),
+    (
+        "merged_without_adversary",
+        changed(
+            "pd.loss_metrics.4",
+            {**PERSISTENT, "adv_fraction": 0, "type": "MergedStochasticPersistentReconLoss"},
+        ),
+        "pd.loss_metrics[4].adv_fraction",
+    ),
     # not built yet
     ("stored_on_an_account", changed("target", {"run_path": "team/project/runs/0abc"}), "target.run_path"),
     ("stored_nowhere", changed("target", {"run_path": "no/such/place/at/all"}), "target.run_path"),
@@ -307,8 +331,6 @@ _SILLY: list[tuple[str, Document, str]] = [
     ("deep_tms", changed("target.n_hidden_layers", 2), "target.n_hidden_layers"),
     ("wandb", changed("wandb", {"project": "p"}), "wandb"),
     ("tensorboard", changed("logging", {"tensorboard": True}), "logging.tensorboard"),
-    ("muon", changed("pd.ci_fn_optimizer.type", "muon"), "pd.ci_fn_optimizer.type"),
-    ("svd", changed("pd.initialization", "svd"), "pd.initialization"),
     ("two_devices", changed("runtime", {"dp": 2}), "runtime.dp"),
     ("mesh", changed("runtime", {"mesh": {"data": 1}}), "runtime.mesh"),
     ("fsdp", changed("runtime", {"placement": "fsdp"}), "runtime.placement"),
@@ -316,31 +338,6 @@ _SILLY: list[tuple[str, Document, str]] = [
         "identity_sites",
         changed("pd.identity_decomposition_targets", [{"module_pattern": "linear2", "C": 3}]),
         "pd.identity_decomposition_targets",
-    ),
-    (
-        "merged_loss",
-        changed(
-            "pd.loss_metrics.4",
-            {**PERSISTENT, "adv_fraction": 0.5, "type": "MergedStochasticPersistentReconLoss"},
-        ),
-        "pd.loss_metrics[4].type",
-    ),
-    (
-        "rider",
-        changed("pd.loss_metrics.2.hidden_acts_reconstruction", {"coeff": 1, "sites": ["linear1"]}),
-        "pd.loss_metrics[2].hidden_acts_reconstruction",
-    ),
-    (
-        "transformer",
-        changed(
-            "pd.ci_config",
-            {
-                "mode": "global",
-                "fn_type": "global_shared_transformer",
-                "simple_transformer_ci_cfg": {"d_model": 8, "n_blocks": 1, "attn_config": {"n_heads": 2}},
-            },
-        ),
-        "pd.ci_config.fn_type",
     ),
     (
         "resumed",

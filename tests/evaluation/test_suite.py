@@ -20,6 +20,7 @@ METRICS = [
     {"type": "PGDReconLoss", "init": "random", "step_size": 0.1, "n_steps": 3, "mask_scope": "c"},
     {"type": "PGDReconLoss", "name": "strong", "init": "random", "step_size": 0.1, "n_steps": 30, "mask_scope": "c"},
     {"type": "CIMaskedReconLoss"},
+    {"type": "CIMaskedReconLoss", "name": "ridden", "hidden_acts_reconstruction": {"coeff": 3, "sites": ["*"]}},
     {"type": "CIMaskedReconLayerwiseLoss"},
     {"type": "UnmaskedReconLoss"},
     {"type": "CIHiddenActsReconLoss"},
@@ -143,6 +144,8 @@ def test_scalars_against_numpy(step: int) -> None:
     errors = {s: ((outputs[s] - clean[s]) ** 2).sum() for s in clean}
     want |= {f"CIHiddenActsReconLoss/{s}": errors[s] / clean[s].size for s in clean}
     want["loss/CIHiddenActsReconLoss"] = sum(errors.values()) / sum(c.size for c in clean.values())
+    want |= {"loss/ridden": want["loss/CIMaskedReconLoss"]}
+    want |= {"loss/ridden/hidden_acts": want["loss/CIHiddenActsReconLoss"]}
     for name, value in want.items():
         assert got[name] == pytest.approx(float(value), rel=1e-5, abs=1e-7), name
 

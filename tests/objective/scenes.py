@@ -14,7 +14,7 @@ from vpd.config.run import PD
 from vpd.decomposition import Components, ComponentSet, Site
 from vpd.objective import ReconTerm, Scene
 from vpd.objective.build import term_from
-from vpd.targets import TMS, clean_forward
+from vpd.targets import TMS, recorded_forward
 from vpd.targets.base import with_identities
 
 # Tests compile far longer than they compute.
@@ -40,6 +40,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "PGDReconLayerwiseLoss": FRESH,
     "PersistentPGDReconLoss": STORED,
     "PersistentPGDReconSubsetLoss": STORED | {"n_samples": 4},
+    "MergedStochasticPersistentReconLoss": STORED | {"n_samples": 3, "adv_fraction": 0.5},
 }
 
 
@@ -131,8 +132,8 @@ def components_of(sites: tuple[Site, ...], key: int = 1) -> ComponentSet:
 def scene_of(target, leading: tuple[int, ...] = (5,), use_delta: bool = True, key: int = 1, C: int = 3) -> Scene:
     """Random components on a random batch."""
     sites, batch = sites_of(target, C), batch_of(target, leading)
-    clean, _ = jit(clean_forward)(target, batch)
-    return Scene(target, components_of(sites, key), batch, clean, sites, leading, use_delta)
+    clean, _, outputs = jit(recorded_forward)(target, batch)
+    return Scene(target, components_of(sites, key), batch, clean, sites, leading, use_delta, clean_outputs=outputs)
 
 
 def importances_of(scene: Scene, key: int = 2) -> dict[str, jax.Array]:

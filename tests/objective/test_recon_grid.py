@@ -46,6 +46,7 @@ FORWARDS = {
     "PGDReconLayerwiseLoss": [s for s in FOUR for _ in range(3)] + FOUR,
     "PersistentPGDReconLoss": ALL,
     "PersistentPGDReconSubsetLoss": ALL * 4,
+    "MergedStochasticPersistentReconLoss": ALL * 3,
 }
 ROUTED = {
     "CIMaskedReconSubsetLoss": UniformKSubset(),
@@ -53,6 +54,7 @@ ROUTED = {
     "ChunkwiseSubsetReconLoss": UniformKSubset(),
     "PGDReconSubsetLoss": UniformKSubset(),
     "PersistentPGDReconSubsetLoss": UniformKSubset(),
+    "MergedStochasticPersistentReconLoss": UniformKSubset(),
 }
 NO_DELTA = {n for n in GRID if n.startswith(("CI", "Unmasked"))}
 
@@ -66,23 +68,17 @@ class Forwards:
     def __enter__(self) -> "Forwards":
         def spy(function):
             def called(target, components, batch, masks):
-                if masks:
-                    self.masks.append(dict(masks))
+                self.masks.append(dict(masks))
                 return function(target, components, batch, masks)
 
             return called
 
-        self.patches = [
-            mock.patch.object(recon, name, spy(getattr(recon, name)))
-            for name in ("masked_forward", "masked_site_outputs")
-        ]
-        for patch in self.patches:
-            patch.start()
+        self.patch = mock.patch.object(recon, "masked_site_outputs", spy(recon.masked_site_outputs))
+        self.patch.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for patch in self.patches:
-            patch.stop()
+        self.patch.stop()
 
 
 def unrolled(attack, term, scene, ci, group, routes, key, original=recon.fresh_pgd):
@@ -116,7 +112,7 @@ def test_the_table_of_this_file_has_every_class() -> None:
     assert set(GRID) == set(FORWARDS) == set(LOSSES)
 
 
-@pytest.mark.parametrize("name", ["PersistentPGDReconLoss", "PersistentPGDReconSubsetLoss"])
+@pytest.mark.parametrize("name", [n for n in GRID if "Persistent" in n])
 def test_warm_up_ascents_run_all_sites_at_all_positions(name: str, scene) -> None:
     term, stored, ci = grid_term(name, scene), stored_of(scene), importances_of(scene)
     state = AdversaryState(stored, stored, stored, jnp.zeros((), jnp.int32))

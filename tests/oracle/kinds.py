@@ -8,9 +8,10 @@ from case import Case
 from vpd.decomposition import Components, ComponentSet, Site, SiteMask, masked_site
 from vpd.evaluation.identity import dense_error, identity_error
 from vpd.evaluation.l0 import count_active, group_sites
-from vpd.importance import GlobalMLP, LayerwiseMLP
+from vpd.importance import GlobalMLP, LayerwiseMLP, TransformerCI
 from vpd.importance.mlp import Affine, SiteMLP
 from vpd.importance.squash import SQUASHINGS
+from vpd.importance.transformer import Block, Transformer
 from vpd.objective import (
     AdamAscent,
     AdversaryState,
@@ -118,15 +119,46 @@ def flatten_mlp(mlp: SiteMLP, prefix: str) -> dict:
     return {f"{prefix}/{n}/{p}": getattr(layer, p) for n, layer in layers.items() for p in ("W", "b")}
 
 
-def ci_fn(case: Case) -> dict:
-    """Preactivations and gradients of the MLP causal-importance functions."""
+def transformer(case: Case, lookups: frozenset[str]) -> TransformerCI:
+    """The recorded transformer: blocks stacked, in a stack of one network."""
     c = case.config
-    sites, hidden = c["sites"], len(c["hidden_dims"])
+
+    def block(prefix: str) -> Block:
+        hidden = tuple(_affine(case, f"{prefix}/mlp_hidden{j}") for j in range(len(c["mlp_hidden_dim"])))
+        mlp = SiteMLP(hidden, _affine(case, f"{prefix}/mlp_out"))
+        return Block(*(case[f"{prefix}/{name}"] for name in "qkvo"), mlp=mlp)
+
+    blocks = jax.tree.map(lambda *x: jnp.stack(x), *(block(f"ci/block{i}") for i in range(c["n_blocks"])))
+    network = Transformer(_affine(case, "ci/in"), blocks, _affine(case, "ci/out"), c["n_heads"], c["rope_base"])
+    order, C = tuple(c["site_order"]), {s["name"]: s["C"] for s in c["sites"]}
+    one = jax.tree.map(lambda x: x[None], network)
+    return TransformerCI(one, (order,), (tuple(C[s] for s in order),), lookups, 2048)
+
+
+def flatten_transformer(fn: TransformerCI, prefix: str) -> dict:
+    """The inverse of :func:`transformer`."""
+    network = jax.tree.map(lambda x: x[0], fn.networks)
+    named = {f"in/{p}": getattr(network.embed, p) for p in ("W", "b")}
+    named |= {f"out/{p}": getattr(network.head, p) for p in ("W", "b")}
+    for i in range(network.blocks.q.shape[0]):
+        block = jax.tree.map(lambda x, i=i: x[i], network.blocks)
+        named |= {f"block{i}/{name}": getattr(block, name) for name in "qkvo"}
+        layers = {f"mlp_hidden{j}": layer for j, layer in enumerate(block.mlp.hidden)} | {"mlp_out": block.mlp.out}
+        named |= {f"block{i}/{n}/{p}": getattr(layer, p) for n, layer in layers.items() for p in ("W", "b")}
+    return {f"{prefix}/{name}": value for name, value in named.items()}
+
+
+def ci_fn(case: Case) -> dict:
+    """Preactivations and gradients of the causal-importance functions."""
+    c = case.config
+    sites, hidden = c["sites"], len(c.get("hidden_dims", ()))
     lookups = frozenset(s["name"] for s in sites if s["type"] == "embedding")
     if c["fn_type"] == "global_shared_mlp":
         order = tuple(c["site_order"])
         C = {s["name"]: s["C"] for s in sites}
         fn = GlobalMLP(site_mlp(case, "ci", hidden), order, tuple(C[s] for s in order), lookups)
+    elif c["fn_type"] == "global_shared_transformer":
+        fn = transformer(case, lookups)
     else:
         networks = {s["name"]: site_mlp(case, f"ci/{s['name']}", hidden) for s in sites}
         fn = LayerwiseMLP(networks, c["fn_type"], lookups)
@@ -144,6 +176,8 @@ def ci_fn(case: Case) -> dict:
     got |= {f"grad/x/{s}": g for s, g in g_x.items()} | {f"grad/V/{s}": g for s, g in g_V.items()}
     if isinstance(g_fn, GlobalMLP):
         return got | flatten_mlp(g_fn.mlp, "grad/ci")
+    if isinstance(g_fn, TransformerCI):
+        return got | flatten_transformer(g_fn, "grad/ci")
     for s, g in g_fn.sites.items():
         got |= flatten_mlp(g, f"grad/ci/{s}")
     return got

@@ -32,7 +32,6 @@ KINDS: dict[str, Callable[[Case], dict]] = {
     "site_forward": site_forward,
     "tms_trajectory": tms_trajectory,
 }
-CI_FUNCTIONS = {"mlp", "vector_mlp", "shared_mlp", "global_shared_mlp"}
 
 
 @pytest.mark.parametrize("path", paths(), ids=lambda path: path.stem)
@@ -40,6 +39,4 @@ def test_case(path: Path) -> None:
     case = load(path)
     if case.kind not in KINDS:
         pytest.skip(f"kind {case.kind} is not built yet: {case.name}")
-    if case.kind == "ci_fn" and case.config["fn_type"] not in CI_FUNCTIONS:
-        pytest.skip(f"CI function {case.config['fn_type']} is not built yet: {case.name}")
     case.check(KINDS[case.kind](case))

@@ -18,7 +18,7 @@ from vpd.objective.build import GRID
 from vpd.objective.recon import forward_divergence
 from vpd.targets import masked_forward
 
-ADVERSARIAL = [name for name in GRID if "PGD" in name]
+ADVERSARIAL = [name for name in GRID if "PGD" in name or "Merged" in name]
 few = settings(max_examples=20, deadline=None, derandomize=True)
 
 
@@ -59,7 +59,7 @@ def test_with_delta_off_and_ci_1_every_adversary_is_harmless(name: str) -> None:
     scene = scene_of(tms(), use_delta=False)
     ones = {s: x * 0 + 1 for s, x in importances_of(scene).items()}
     unmasked = grid_term(name, scene)
-    routing = {"routing": {"type": "static_probability", "p": 1.0}} if "Subset" in name else {}
+    routing = {"routing": {"type": "static_probability", "p": 1.0}} if "Subset" in name or "Merged" in name else {}
     term = grid_term(name, scene, **routing)
     layerwise = grid_term("CIMaskedReconLayerwiseLoss" if unmasked.live == "each" else "UnmaskedReconLoss", scene)
 

@@ -46,6 +46,15 @@ LAYERWISE_CI = {"mode": "layerwise", "fn_type": "shared_mlp", "hidden_dims": [50
 VECTOR_CI = {"mode": "layerwise", "fn_type": "vector_mlp", "hidden_dims": [3]}
 GLOBAL_CI = {"mode": "global", "fn_type": "global_shared_mlp", "hidden_dims": [700, 400]}
 
+SIZE = {"d_model": 300, "n_blocks": 2, "mlp_hidden_dim": [500], "attn_config": {"n_heads": 3}}
+TRANSFORMER_CI = {"mode": "global", "fn_type": "global_shared_transformer", "simple_transformer_ci_cfg": SIZE}
+CHUNKWISE_CI = {
+    "mode": "chunkwise",
+    "fn_type": "chunkwise_transformer",
+    "sites_per_chunk": 1,
+    "simple_transformer_ci_cfg": SIZE,
+}
+
 
 def pd_of(losses: list[dict[str, Any]], **changes: Any) -> PD:
     rate = {"lr_schedule": {"start_val": 1e-3}}
@@ -97,6 +106,7 @@ SETS: dict[str, list[dict[str, Any]]] = {
     "fresh_layerwise": [PGD_LAYERWISE],
     "persistent": [PERSISTENT],
     "persistent_subset": [PERSISTENT_SUBSET],
+    "merged": [PERSISTENT_SUBSET | {"type": "MergedStochasticPersistentReconLoss", "adv_fraction": 0.5}],
     "all": [FAITHFULNESS, MINIMALITY, STOCHASTIC, LAYERWISE, PERSISTENT],
 }
 
@@ -116,7 +126,9 @@ def test_what_a_set_adds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(parts.values()) - sum(before.values()) == pytest.approx(flops - flops_before, rel=WITHIN), parts
 
 
-@pytest.mark.parametrize("ci", [LAYERWISE_CI, VECTOR_CI, GLOBAL_CI], ids=lambda ci: ci["fn_type"])
+@pytest.mark.parametrize(
+    "ci", [LAYERWISE_CI, VECTOR_CI, GLOBAL_CI, TRANSFORMER_CI, CHUNKWISE_CI], ids=lambda ci: ci["fn_type"]
+)
 def test_ci_functions(ci: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     parts, flops = counted_and_xla(pd_of([FAITHFULNESS, STOCHASTIC], ci_config=ci), monkeypatch)
     assert sum(parts.values()) == pytest.approx(flops, rel=WITHIN), parts
@@ -125,6 +137,13 @@ def test_ci_functions(ci: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("samples", [1, 3])
 def test_samples(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     parts, flops = counted_and_xla(pd_of([STOCHASTIC, LAYERWISE], n_mask_samples=samples), monkeypatch)
+    assert sum(parts.values()) == pytest.approx(flops, rel=WITHIN), parts
+
+
+@pytest.mark.parametrize("group", ["components_optimizer", "ci_fn_optimizer"])
+def test_muon(group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    muon = {"lr_schedule": {"start_val": 1e-3}, "type": "muon", "ns_steps": 3}
+    parts, flops = counted_and_xla(pd_of([FAITHFULNESS, STOCHASTIC], **{group: muon}), monkeypatch)
     assert sum(parts.values()) == pytest.approx(flops, rel=WITHIN), parts
 
 
@@ -137,7 +156,9 @@ def test_gates_by_hand() -> None:
     assert isinstance(decomposition, Decomposition)
     trained = trained_sizes(decomposition)
     C = C1 + C2
-    assert trained == Trained(F * C1 + C1 * H + H * C2 + C2 * F, C * (16 * 3 + 1), C * 32, 0, True)
+    orthogonalised = sum(2 * a**2 * b + a**3 for a, b in (sorted(x) for x in ((F, C1), (C1, H), (H, C2), (C2, F))))
+    components = F * C1 + C1 * H + H * C2 + C2 * F
+    assert trained == Trained(components, C * (16 * 3 + 1), C * 32, 0, True, 0, orthogonalised, 0)
     inner = 2 * N * (F * C1 + H * C2)
     assert step_operations(problem, target.matrices(), trained, N) == {
         "clean": 2 * N * 2 * F * H,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vpd.config.block import choose, plain, refusal, show
 from vpd.config.importance import ChunkwiseTransformerCI, GlobalTransformerCI
-from vpd.config.losses import FreshAdversary, Loss, PersistentAdversary
+from vpd.config.losses import FreshAdversary, Loss, PersistentAdversary, ReconTerm
 from vpd.config.metrics import (
     CI_L0,
     AnyMetric,
@@ -48,11 +48,14 @@ def check_run(config: RunConfig) -> None:
     """
     _check_data(config)
     _check_schedules(config)
+    _check_muon(config)
     _check_distinct_keys(config.pd.loss_metrics, _LOSSES)
     for key, term in _terms(config):
         _check_scope(config, key, term)
         _check_starts(config, key, term)
     sites = _check_sites(config)
+    if sites is not None:
+        check_riders(config.pd.loss_metrics, list(sites))
     _check_ties(config, sites)
     _check_sequence_fits(config)
     if config.runtime.dp is not None and config.pd.batch_size % config.runtime.dp:
@@ -66,6 +69,28 @@ def check_run(config: RunConfig) -> None:
         for i, metric in enumerate(config.eval.metrics):
             _check_metric(config, f"{_METRICS}[{i}]", metric)
             _check_metric_sites(config, f"{_METRICS}[{i}]", metric, sites)
+
+
+def check_riders(losses: Sequence[Loss], sites: Sequence[str]) -> None:
+    """Refuse a rider none of whose sites is decomposed.
+
+    Raises: ConfigError with the first such glob.
+    """
+    for i, term in enumerate(losses):
+        _refuse_unmatched(_rider_patterns(f"{_LOSSES}[{i}]", term), sites)
+
+
+def _refuse_unmatched(patterns: Iterator[tuple[str, str]], sites: Sequence[str]) -> None:
+    for where, pattern in patterns:
+        if not matches(pattern, sites):
+            raise unmatched(where, pattern, sites, "decomposed site")
+
+
+def _rider_patterns(key: str, term: Loss | AnyMetric) -> Iterator[tuple[str, str]]:
+    """The site globs of a rider, each with its dotted key."""
+    if isinstance(term, ReconTerm) and term.hidden_acts_reconstruction is not None:
+        for i, glob in enumerate(term.hidden_acts_reconstruction.sites):
+            yield f"{key}.hidden_acts_reconstruction.sites[{i}]", glob
 
 
 def _terms(config: RunConfig) -> Iterator[tuple[str, Loss]]:
@@ -100,6 +125,17 @@ def _check_schedules(config: RunConfig) -> None:
                 f"{schedule.warmup_pct:g} makes warm-up take all {config.pd.steps} steps",
                 "write a smaller fraction, for example warmup_pct: 0.01",
             )
+
+
+def _check_muon(config: RunConfig) -> None:
+    """Muon works on matrices; the gates of an `mlp` with one hidden layer are vectors."""
+    ci = config.pd.ci_config
+    if config.pd.ci_fn_optimizer.type == "muon" and ci.fn_type == "mlp" and len(ci.hidden_dims) == 1:
+        raise refusal(
+            "pd.ci_fn_optimizer.type",
+            f"muon has no effect on fn_type mlp with hidden_dims {list(ci.hidden_dims)}, which has no matrix",
+            "write type: adamw",
+        )
 
 
 def _check_distinct_keys(entries: Sequence[Loss | AnyMetric], key: str) -> None:
@@ -230,16 +266,25 @@ def _check_transposed(shapes: SiteShapes, a: str, b: str) -> None:
 
 
 def _check_sequence_fits(config: RunConfig) -> None:
-    ci, data = config.pd.ci_config, config.data
-    if not isinstance(ci, GlobalTransformerCI | ChunkwiseTransformerCI) or not isinstance(data, TokenData):
+    ci = config.pd.ci_config
+    if not isinstance(ci, GlobalTransformerCI | ChunkwiseTransformerCI):
         return
     longest = ci.simple_transformer_ci_cfg.attn_config.max_len
-    if data.max_seq_len > longest:
-        raise refusal(
-            "pd.ci_config.simple_transformer_ci_cfg.attn_config.max_len",
-            f"{longest} is shorter than data.max_seq_len {data.max_seq_len}",
-            f"write max_len: {data.max_seq_len}",
-        )
+    for key, length in _sequence_lengths(config):
+        if length > longest:
+            raise refusal(
+                "pd.ci_config.simple_transformer_ci_cfg.attn_config.max_len",
+                f"{longest} is shorter than {key} {length}",
+                f"write max_len: {length}",
+            )
+
+
+def _sequence_lengths(config: RunConfig) -> Iterator[tuple[str, int]]:
+    """Where the file says how long its sequences are."""
+    if isinstance(config.data, TokenData):
+        yield "data.max_seq_len", config.data.max_seq_len
+    if isinstance(config.target, InductionTarget):
+        yield "target.seq_len", config.target.seq_len
 
 
 def _check_metric(config: RunConfig, key: str, metric: AnyMetric) -> None:
@@ -273,15 +318,15 @@ def _check_scope_of_metric(config: RunConfig, key: str, metric: AnyMetric) -> No
 
 
 def _check_metric_sites(config: RunConfig, key: str, metric: AnyMetric, sites: dict[str, int] | None) -> None:
-    for where, pattern in _patterns_of(key, metric):
-        if sites is not None and not matches(pattern, sites):
-            raise unmatched(where, pattern, list(sites), "decomposed site")
+    if sites is not None:
+        _refuse_unmatched(_patterns_of(key, metric), list(sites))
     if isinstance(metric, IdentityCIError):
         _check_expected_patterns(config, key, metric, sites)
 
 
 def _patterns_of(key: str, metric: AnyMetric) -> Iterator[tuple[str, str]]:
     """Every site glob in a metric, with its dotted key."""
+    yield from _rider_patterns(key, metric)
     if isinstance(metric, CI_L0):
         for name, globs in (metric.groups or {}).items():
             for i, glob in enumerate(globs):

@@ -22,12 +22,17 @@ from vpd.config.values import (
 
 
 class HiddenActsRider(Block):
-    """A second divergence on a recon term: the squared error of hidden activations."""
+    """A second loss on a recon term's own forwards: mean squared error of the outputs of its live sites.
 
-    coeff: NonNegative
-    """Weight beside the term itself."""
-    sites: Annotated[tuple[Glob, ...], Words("a list of site globs", ["h.*.mlp.down_proj"])]
-    """Globs of the sites whose outputs are compared."""
+    The term is its divergence plus `coeff` times the rider, for the total and for its adversary.
+    """
+
+    coeff: Annotated[NonNegative, Field(examples=[0.1])]
+    """Weight beside the divergence, inside the term: the total has the term's coeff * (divergence + this * rider)."""
+    sites: Annotated[
+        tuple[Glob, ...], Field(min_length=1), Words("a non-empty list of site globs", ["h.*.mlp.down_proj"])
+    ]
+    """Globs of the sites whose outputs, bias included, are compared with the clean ones where they are live."""
 
 
 class Term(Block):
@@ -48,7 +53,7 @@ class ReconTerm(Term):
     """A masked forward compared with the clean output of the whole model."""
 
     hidden_acts_reconstruction: HiddenActsRider | None = None
-    """Hidden-activation rider on this term."""
+    """Hidden-activation rider on this term, logged beside it as `<term>/hidden_acts`, unweighted."""
 
 
 class Routed(Block):
@@ -208,12 +213,26 @@ class PersistentPGDReconSubsetLoss(PersistentAdversary, Routed):
 
 
 class MergedStochasticPersistentReconLoss(PersistentAdversary, Routed):
-    """One forward in which each batch element is either adversarial or stochastic."""
+    """One forward in which each batch element is either adversarial or stochastic, at all its positions and sites.
+
+    Elements, stochastic sources and routing are drawn afresh for each of `n_samples` forwards. Warm-up ascents see all
+    elements adversarial; the last has the gradient of the term, to which the adversarial elements alone contribute.
+    """
 
     type: Literal["MergedStochasticPersistentReconLoss"]
     """Selects this loss."""
-    adv_fraction: Fraction
-    """Probability that a batch element is adversarial."""
+    adv_fraction: Annotated[Fraction, Field(examples=[0.5])]
+    """Probability that a batch element is adversarial; > 0, and 1 is PersistentPGDReconSubsetLoss."""
+
+    @model_validator(mode="after")
+    def _uses_its_sources(self) -> Self:
+        if self.adv_fraction == 0:
+            raise problem(
+                "adv_fraction",
+                "0 makes no batch element adversarial, so the persistent sources would have no effect",
+                "write an adv_fraction > 0, or StochasticReconSubsetLoss",
+            )
+        return self
 
 
 class ImportanceMinimalityLoss(Term):

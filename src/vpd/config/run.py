@@ -66,13 +66,13 @@ class PD(Block):
     use_delta_component: Flag = True
     """Whether the weight delta is a channel of its own."""
     tied_weights: TiedWeights | None = None
-    """Pairs of sites that share weights, started as the second; null ties linear1, linear2 of a TMS, [] nothing."""
+    """Pairs of sites that share weights, started as the second (svd: as the first); null ties a TMS, [] nothing."""
     decomposition_targets: Sites
     """Sites to decompose; a site matches one pattern."""
     identity_decomposition_targets: Sites | None = None
     """Sites before which an identity matrix is inserted and decomposed."""
     initialization: Literal["normal", "svd"] = "normal"
-    """How V and U start."""
+    """How V and U start; svd: as singular pairs of the weight, and those beyond its rank with a normal V and U = 0."""
     ci_config: CIConfig
     """The causal-importance function."""
     loss_metrics: Losses

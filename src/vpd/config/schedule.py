@@ -45,13 +45,13 @@ class Optimizer(Block):
     """An optimizer of one parameter group."""
 
     type: Literal["adamw", "muon"] = "adamw"
-    """Update rule."""
+    """Update rule; muon orthogonalises the momentum of matrices (stacked ones each by itself), adamw does the rest."""
     lr_schedule: LRSchedule
     """Learning rate over the run."""
     weight_decay: NonNegative = 0.0
     """Decoupled weight decay."""
     betas: Betas = (0.9, 0.999)
-    """Decay of the first and second moments."""
+    """Decay of the first and second moments; under muon the first is the momentum of matrices, which have no second."""
     grad_clip_norm: Positive | None = None
     """Global norm to which the group's gradient is clipped; null does not clip."""
     ns_steps: Count = 5

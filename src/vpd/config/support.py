@@ -33,30 +33,9 @@ _TARGETS: dict[TargetKind, str] = {
     "lm": "a language-model target",
 }
 _ATTENTION = ("CIMaskedAttnPatternsReconLoss", "StochasticAttnPatternsReconLoss")
-_TRANSFORMERS = ("global_shared_transformer", "chunkwise_transformer")
 _TOY_ONLY = "use a toy: a TMS, a ResidMLP, or kind: induction"
 
 GAPS: tuple[Gap, ...] = (
-    Gap(
-        "pd.ci_config.fn_type",
-        "a transformer as causal-importance function",
-        "write fn_type: mlp, vector_mlp, shared_mlp or global_shared_mlp",
-        _TRANSFORMERS,
-    ),
-    Gap("pd.initialization", "starting from the SVD", "write initialization: normal", ("svd",)),
-    Gap(
-        "pd.loss_metrics[].type",
-        "the merged stochastic and adversarial forward",
-        "write StochasticReconSubsetLoss and PersistentPGDReconSubsetLoss as two terms",
-        ("MergedStochasticPersistentReconLoss",),
-    ),
-    Gap(
-        "pd.loss_metrics[].hidden_acts_reconstruction",
-        "a hidden-activation rider",
-        "write hidden_acts_reconstruction: null, or train on StochasticHiddenActsReconLoss",
-    ),
-    Gap("pd.components_optimizer.type", "the muon optimizer", "write type: adamw", ("muon",)),
-    Gap("pd.ci_fn_optimizer.type", "the muon optimizer", "write type: adamw", ("muon",)),
     Gap("runtime.mesh", "a device mesh", "write mesh: null"),
     Gap("runtime.placement", "sharding parameters", "write placement: ddp", ("zero", "fsdp")),
     Gap("runtime.remat", "rematerialising blocks", "write remat: none", ("block",)),
@@ -73,17 +52,6 @@ GAPS: tuple[Gap, ...] = (
         _ATTENTION,
     ),
     Gap("eval.metrics[].type", "CEandKLLosses", "remove the metric", ("CEandKLLosses",)),
-    Gap(
-        "eval.metrics[].type",
-        "the merged stochastic and adversarial forward",
-        "remove the metric",
-        ("MergedStochasticPersistentReconLoss",),
-    ),
-    Gap(
-        "eval.metrics[].hidden_acts_reconstruction",
-        "a hidden-activation rider",
-        "write hidden_acts_reconstruction: null, or use StochasticHiddenActsReconLoss",
-    ),
     Gap(
         "logging.tensorboard",
         "TensorBoard logging",

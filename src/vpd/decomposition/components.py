@@ -7,6 +7,7 @@ from typing import Literal
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 SiteKind = Literal["linear", "embedding", "identity"]
@@ -68,16 +69,23 @@ class ComponentSet(eqx.Module):
         yield from (site for site, _ in self.ties)
 
 
-def init_components(sites: Sequence[Site], key: Key[Array, ""], ties: Sequence[tuple[str, str]] = ()) -> ComponentSet:
-    """Normal V with standard deviation 1/√d_in and U with 1/√C (method.md §3).
+def init_components(
+    sites: Sequence[Site],
+    key: Key[Array, ""],
+    ties: Sequence[tuple[str, str]] = (),
+    weights: Mapping[str, Float[Array, "..."]] | None = None,
+) -> ComponentSet:
+    """Normal V with standard deviation 1/√d_in and U with 1/√C (method.md §3), or the singular pairs of the weights.
 
-    One member of a tied pair can start so, the other is its transpose: it is the second. Which one matters to whether
-    features merge (docs/reproductions.md).
+    One member of a tied pair can start so, the other is its transpose: from normal draws it is the second that does,
+    which matters to whether features merge (docs/reproductions.md); from weights the owner.
 
     Args:
         sites: all sites.
         key: random key; a site's draw depends on its position in ``sites`` alone.
         ties: pairs (owner, site); the second is the transposed view of the first.
+        weights: frozen weights ``{site: [d_in, d_out]}``, none for an identity; where given, their singular pairs are
+            where V and U start (:func:`singular_pairs`).
 
     Raises:
         ValueError: a tied pair whose shapes are not each other's transpose, or whose C differ.
@@ -97,9 +105,36 @@ def init_components(sites: Sequence[Site], key: Key[Array, ""], ties: Sequence[t
         if site.name in view_of:
             continue
         key_v, key_u = jax.random.split(jax.random.fold_in(key, index))
+        if weights is not None:
+            W = jnp.eye(site.d_in) if site.kind == "identity" else weights[site.name]
+            owned[site.name] = singular_pairs(W, site.C, key_v)
+            continue
         drawn = tied_to.get(site.name, site)
         V = jax.random.normal(key_v, (drawn.d_in, drawn.C)) / math.sqrt(drawn.d_in)
         U = jax.random.normal(key_u, (drawn.C, drawn.d_out)) / math.sqrt(drawn.C)
         pieces = Components(V=V, U=U)
         owned[site.name] = pieces.transposed if site.name in tied_to else pieces
     return ComponentSet(owned=owned, ties=tuple(view_of.items()))
+
+
+def singular_pairs(weight: Float[Array, "d_in d_out"], C: int, key: Key[Array, ""]) -> Components:
+    """Subcomponent c is singular pair c of W, the largest first, with the root of its singular value on either side.
+
+    For C up to the rank of W, ``V @ U`` is the nearest matrix of rank C (Eckart & Young 1936). Subcomponents beyond the
+    rank start with a normal V and U = 0: they add nothing to ``V @ U``, and learn through U.
+
+    Args:
+        weight: frozen, in float32.
+        C: number of subcomponents.
+        key: of the normal V.
+    """
+    d_in, d_out = weight.shape
+    left, values, right = jnp.linalg.svd(weight, full_matrices=False)
+    pairs = min(C, values.size)
+    roots = jnp.sqrt(values[:pairs])
+    drawn = jax.random.normal(key, (d_in, C)) / math.sqrt(d_in)
+    # A singular value that is rounding would leave both sides at 0, where neither has a gradient.
+    carries = values[:pairs] > max(d_in, d_out) * jnp.finfo(weight.dtype).eps * values[0]
+    V = drawn.at[:, :pairs].set(jnp.where(carries, left[:, :pairs] * roots, drawn[:, :pairs]))
+    U = jnp.where(carries[:, None], right[:pairs] * roots[:, None], 0.0)
+    return Components(V=V, U=jnp.pad(U, ((0, C - pairs), (0, 0))))

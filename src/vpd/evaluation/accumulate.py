@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vpd.objective import AdversaryState, Minimality, ReconTerm, Scene, faithfulness_loss, recon_loss
-from vpd.objective.recon import hidden_act_errors, recon_forwards, site_masks
+from vpd.objective import AdversaryState, Minimality, ReconTerm, Scene, faithfulness_loss
+from vpd.objective.recon import hidden_act_errors, recon_forwards, recon_parts, site_masks
 from vpd.randomness import Seed, stream
-from vpd.targets import Target, clean_forward, frozen_weights
+from vpd.targets import Target, frozen_weights, masked_site_outputs, recorded_forward
 from vpd.training.state import Decomposition
 from vpd.training.step import Draw, Problem, cast_compute, importances, leading_shape
 
@@ -41,7 +41,8 @@ class Sums(eqx.Module):
 
     Attributes:
         positions: how many.
-        recon: divergence by term, and number of positions in which the term was active.
+        recon: divergence by term.
+        riders: hidden-activation errors by term with a rider, weighted like its divergence.
         hidden_errors: squared errors ``{term: {site: ·}}``.
         hidden_elements: numbers of elements likewise.
         minimality: ``{term: {site: S_c [C]}}``.
@@ -52,6 +53,7 @@ class Sums(eqx.Module):
 
     positions: Float[Array, ""]
     recon: dict[str, Float[Array, ""]]
+    riders: dict[str, Float[Array, ""]]
     hidden_errors: dict[str, dict[str, Float[Array, ""]]]
     hidden_elements: dict[str, dict[str, Float[Array, ""]]]
     minimality: dict[str, dict[str, Float[Array, "..."]]]
@@ -87,20 +89,23 @@ def batch_sums(
         seed: of the run.
     """
     net, x = cast_compute(problem, (target, batch))
-    clean, inputs = clean_forward(net, x)
+    clean, inputs, outputs = recorded_forward(net, x)
     components = cast_compute(problem, decomposition.components)
     leading = leading_shape(problem, inputs)
-    scene = Scene(net, components, x, clean, problem.sites, leading, problem.use_delta)
+    scene = Scene(net, components, x, clean, problem.sites, leading, problem.use_delta, clean_outputs=outputs)
     ci = importances(problem, decomposition.ci_fn, decomposition.components, inputs, index, seed)
     positions = 1
     for size in leading:
         positions *= size
 
     recon: dict[str, Array] = {}
+    riders: dict[str, Array] = {}
     for key, term in what.recon:
         stored = adversaries[term.name].sources if term.name in adversaries else None
-        loss = recon_loss(term, scene, ci.lower, stream(seed, f"eval/{key}", index), stored)
-        recon[key] = loss * positions
+        divergence, rider = recon_parts(term, scene, ci.lower, stream(seed, f"eval/{key}", index), stored)
+        recon[key] = divergence * positions
+        if rider is not None:
+            riders[key] = rider * positions
 
     errors: dict[str, dict[str, Array]] = {}
     elements: dict[str, dict[str, Array]] = {}
@@ -112,6 +117,7 @@ def batch_sums(
     return Sums(
         positions=jnp.asarray(positions, jnp.float32),
         recon=recon,
+        riders=riders,
         hidden_errors=errors,
         hidden_elements=elements,
         minimality={key: term.penalty.sums(ci.upper, updates / problem.steps) for key, term in what.minimality},
@@ -128,7 +134,9 @@ def _hidden(
     errors = {site.name: jnp.zeros(()) for site in scene.sites}
     elements = {site.name: jnp.zeros(()) for site in scene.sites}
     for sources, routes in recon_forwards(term, scene, lower, key, None):
-        more, counts = hidden_act_errors(scene, site_masks(term, scene, lower, sources, routes))
+        masks = site_masks(term, scene, lower, sources, routes)
+        _, masked = masked_site_outputs(scene.target, scene.components, scene.batch, masks)
+        more, counts = hidden_act_errors(scene, masked, masks)
         for site in more:
             errors[site] = errors[site] + more[site]
             elements[site] = elements[site] + counts[site]

@@ -29,7 +29,7 @@ from vpd.evaluation.toy import (
 )
 from vpd.objective import AdversaryState, Faithfulness, Minimality, Persistent, ReconTerm
 from vpd.objective.build import recon_term, term_from
-from vpd.objective.total import Term
+from vpd.objective.total import HIDDEN, Term
 from vpd.targets import TMS, Induction, ResidMLP, Target
 from vpd.training.state import Decomposition
 from vpd.training.step import Draw, Problem, lower_importances
@@ -142,6 +142,7 @@ class Suite:
                     pass  # its sources rest
                 case ReconTerm():
                     metrics[f"loss/{key}"] = float(sums.recon[key]) / N
+                    metrics |= {f"loss/{key}/{HIDDEN}": float(sums.riders[key]) / N} if term.rider else {}
         for metric in self._eval.metrics:
             match metric:
                 case named.CI_L0():

@@ -3,6 +3,7 @@
 from vpd.importance.ci import CausalImportances, causal_importances
 from vpd.importance.mlp import CIFunction, GlobalMLP, LayerwiseMLP, init_global_mlp, init_layerwise_mlp
 from vpd.importance.squash import SQUASHINGS, Squashing, squash_pair
+from vpd.importance.transformer import TransformerCI, init_transformer
 
 __all__ = [
     "SQUASHINGS",
@@ -11,8 +12,10 @@ __all__ = [
     "GlobalMLP",
     "LayerwiseMLP",
     "Squashing",
+    "TransformerCI",
     "causal_importances",
     "init_global_mlp",
     "init_layerwise_mlp",
+    "init_transformer",
     "squash_pair",
 ]

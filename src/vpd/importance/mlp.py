@@ -32,19 +32,20 @@ class Affine(eqx.Module):
     b: Float[Array, "*stack h_out"]
 
 
-def _init_affine(key: Key[Array, ""], shape: Sequence[int], gain: float) -> Affine:
+def init_affine(key: Key[Array, ""], shape: Sequence[int], gain: float) -> Affine:
+    """``W [*stack, fan_in, fan_out]`` from N(0, gain/fan_in), zero biases."""
     *stack, fan_in, fan_out = shape
     W = jax.random.normal(key, tuple(shape)) * math.sqrt(gain / fan_in)
     return Affine(W=W, b=jnp.zeros((*stack, fan_out)))
 
 
-def _init_layers(key: Key[Array, ""], stack: Sequence[int], widths: Sequence[int]) -> tuple[tuple[Affine, ...], Affine]:
+def init_layers(key: Key[Array, ""], stack: Sequence[int], widths: Sequence[int]) -> tuple[tuple[Affine, ...], Affine]:
     """Hidden layers N(0, 2/fan_in), the output layer N(0, 1/fan_in), biases zero (method.md §3)."""
     keys = jax.random.split(key, len(widths) - 1)
     hidden = tuple(
-        _init_affine(k, (*stack, i, o), 2.0) for k, i, o in zip(keys[:-1], widths[:-2], widths[1:-1], strict=True)
+        init_affine(k, (*stack, i, o), 2.0) for k, i, o in zip(keys[:-1], widths[:-2], widths[1:-1], strict=True)
     )
-    return hidden, _init_affine(keys[-1], (*stack, *widths[-2:]), 1.0)
+    return hidden, init_affine(keys[-1], (*stack, *widths[-2:]), 1.0)
 
 
 def erf_gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
@@ -85,7 +86,7 @@ def _vector(mlp: SiteMLP, x: Float[Array, "*leading d_in"]) -> Float[Array, "*le
     return _after_first(mlp, h)
 
 
-def _shared(mlp: SiteMLP, x: Activation) -> Float[Array, "..."]:
+def site_mlp(mlp: SiteMLP, x: Activation) -> Float[Array, "..."]:
     """One MLP whose last layer splits per subcomponent."""
     for layer in mlp.hidden:
         x = erf_gelu(x @ layer.W + layer.b)
@@ -113,9 +114,9 @@ class LayerwiseMLP(eqx.Module):
             case "mlp":
                 return _gates(self.sites[site], site_inner(x, components, "embedding" if lookup else "linear"))
             case "vector_mlp":
-                return _vector(self.sites[site], read_input(x, components, lookup))
+                return _vector(self.sites[site], read_site(x, components, lookup))
             case "shared_mlp":
-                return _shared(self.sites[site], components.V[dense(x)] if lookup else x)
+                return site_mlp(self.sites[site], read_site(x, components, lookup) if lookup else x)
 
 
 class GlobalMLP(eqx.Module):
@@ -128,22 +129,28 @@ class GlobalMLP(eqx.Module):
 
     def __call__(self, inputs: SiteInputs, components: ComponentSet) -> dict[str, Float[Array, "..."]]:
         """``{site: x [*leading, d_in]}`` to ``{site: z [*leading, C]}``."""
-        parts = [read_input(inputs[s], components[s], s in self.lookups) for s in self.order]
-        z = _shared(self.mlp, jnp.concatenate(parts, axis=-1))
-        ends = [sum(self.C[: i + 1]) for i in range(len(self.C) - 1)]
-        return dict(zip(self.order, jnp.split(z, ends, axis=-1), strict=True))
+        parts = [read_site(inputs[s], components[s], s in self.lookups) for s in self.order]
+        return split_sites(site_mlp(self.mlp, jnp.concatenate(parts, axis=-1)), self.order, self.C)
 
 
-def read_input(x: Activation, components: Components, lookup: bool) -> Float[Array, "..."]:
-    """A site's input as an array ``[*leading, d_in]``; of a lookup site the row ``V[x]``, ``[*leading, C]``."""
+def read_site(x: Activation, components: Components, lookup: bool) -> Float[Array, "..."]:
+    """What a CI function reads at a site: its input, for a lookup the row ``V[x]``."""
     return components.V[dense(x)] if lookup else dense(x)
 
 
-def _lookups(sites: Sequence[Site]) -> frozenset[str]:
+def split_sites(z: Float[Array, "*leading out"], order: Sequence[str], C: Sequence[int]) -> dict[str, Array]:
+    """Consecutive parts of the last axis, C wide each; what follows the last is padding."""
+    ends = [sum(C[: i + 1]) for i in range(len(C))]
+    return {site: z[..., end - width : end] for site, width, end in zip(order, C, ends, strict=True)}
+
+
+def lookups_of(sites: Sequence[Site]) -> frozenset[str]:
+    """Names of the sites whose input is an index; a CI function reads ``V[x]`` there."""
     return frozenset(site.name for site in sites if site.kind == "embedding")
 
 
-def _input_width(site: Site) -> int:
+def input_width(site: Site) -> int:
+    """Width of what a CI function reads at a site: ``d_in``, or C of a lookup's ``V[x]``."""
     return site.C if site.kind == "embedding" else site.d_in
 
 
@@ -167,16 +174,16 @@ def init_layerwise_mlp(
             case "mlp":
                 stack, widths = (site.C,), (1, *hidden_dims, 1)
             case "vector_mlp":
-                stack, widths = (site.C,), (_input_width(site), *hidden_dims, 1)
+                stack, widths = (site.C,), (input_width(site), *hidden_dims, 1)
             case "shared_mlp":
-                stack, widths = (), (_input_width(site), *hidden_dims, site.C)
-        networks[site.name] = SiteMLP(*_init_layers(site_key, stack, widths))
-    return LayerwiseMLP(sites=networks, fn_type=fn_type, lookups=_lookups(sites))
+                stack, widths = (), (input_width(site), *hidden_dims, site.C)
+        networks[site.name] = SiteMLP(*init_layers(site_key, stack, widths))
+    return LayerwiseMLP(sites=networks, fn_type=fn_type, lookups=lookups_of(sites))
 
 
 def init_global_mlp(sites: Sequence[Site], hidden_dims: Sequence[int], key: Key[Array, ""]) -> GlobalMLP:
     """Fresh global CI function; inputs are concatenated in the order of ``sites``, which is recorded."""
     C = tuple(site.C for site in sites)
-    widths = (sum(_input_width(site) for site in sites), *hidden_dims, sum(C))
-    mlp = SiteMLP(*_init_layers(key, (), widths))
-    return GlobalMLP(mlp=mlp, order=tuple(s.name for s in sites), C=C, lookups=_lookups(sites))
+    widths = (sum(input_width(site) for site in sites), *hidden_dims, sum(C))
+    mlp = SiteMLP(*init_layers(key, (), widths))
+    return GlobalMLP(mlp=mlp, order=tuple(s.name for s in sites), C=C, lookups=lookups_of(sites))

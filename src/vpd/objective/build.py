@@ -12,7 +12,18 @@ from vpd.config.sources import resolved_scope
 from vpd.decomposition import AllRouting, Routing, StaticProbability, UniformKSubset
 from vpd.objective.adversary import AdamAscent, SignAscent
 from vpd.objective.minimality import Anneal, Frequency, ImportanceMinimality, SmoothL0
-from vpd.objective.recon import Constant, FreshPGD, Live, Measure, Persistent, ReconTerm, Source, Stochastic
+from vpd.objective.recon import (
+    Constant,
+    FreshPGD,
+    Live,
+    Measure,
+    Mixture,
+    Persistent,
+    ReconTerm,
+    Rider,
+    Source,
+    Stochastic,
+)
 from vpd.objective.schedule import Schedule, first_active_step
 from vpd.objective.total import Faithfulness, Minimality, Term
 
@@ -76,6 +87,13 @@ def _persistent(loss: Compared, setting: Setting) -> Source:
     )
 
 
+def _mixture(loss: Compared, setting: Setting) -> Source:
+    assert isinstance(loss, named.MergedStochasticPersistentReconLoss)
+    persistent = _persistent(loss, setting)
+    assert isinstance(persistent, Persistent)
+    return Mixture(**vars(persistent), adv_fraction=loss.adv_fraction, sampling=setting.pd.sampling)
+
+
 def _of_run(loss: Compared, setting: Setting) -> int:
     return setting.pd.n_mask_samples
 
@@ -107,6 +125,7 @@ GRID: dict[str, Row] = {
     "PGDReconLayerwiseLoss": Row("each", _fresh),
     "PersistentPGDReconLoss": Row("all", _persistent, _own),
     "PersistentPGDReconSubsetLoss": Row("all", _persistent, _own),
+    "MergedStochasticPersistentReconLoss": Row("all", _mixture, _own),
 }
 
 
@@ -128,7 +147,14 @@ def recon_term(loss: Compared, pd: PD, has_sequence: bool, coeff: float) -> Reco
         live=row.live(loss) if callable(row.live) else row.live,
         n_samples=row.n_samples(loss, setting),
         measure=row.measure,
+        rider=rider_from(loss),
     )
+
+
+def rider_from(loss: Compared) -> Rider | None:
+    """The rider of a recon loss, where the run file gives it one."""
+    rider = loss.hidden_acts_reconstruction if isinstance(loss, named.ReconTerm) else None
+    return None if rider is None else Rider(rider.coeff, rider.sites)
 
 
 def term_from(loss: Compared, pd: PD, has_sequence: bool, coeff: float) -> Term:

@@ -1,7 +1,8 @@
 """The recon grid: live sites × routing × mask source, one mechanism for every recon loss (method.md §4)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import equinox as eqx
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
 from vpd.decomposition import (
+    Activation,
     AllRouting,
     ComponentSet,
     Routing,
@@ -23,10 +25,11 @@ from vpd.decomposition import (
 from vpd.decomposition.masks import Scope
 from vpd.objective.adversary import AdamAscent, SignAscent, Sources, clip01, effective_sources, source_shapes
 from vpd.objective.schedule import Schedule
-from vpd.targets import Target, masked_forward, masked_site_outputs
+from vpd.targets import Target, masked_site_outputs
 
 Importances = Mapping[str, Float[Array, "..."]]
 Routes = Mapping[str, Array | None]
+Parts = tuple[Float[Array, ""], Float[Array, ""] | None]
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,38 @@ class Persistent:
     sigmoid: bool = False
 
 
+@dataclass(frozen=True)
+class Mixture(Persistent):
+    """Persistent sources for the batch elements that a draw makes adversarial, fresh stochastic ones for the others.
+
+    Bernoulli(``adv_fraction``) per element and forward, for all its positions and sites and the delta together. Warm-up
+    ascents see every element adversarial. The last ascent has the gradient of the term itself: a mean over all
+    elements, of which the adversarial ones alone reach the sources; it is not divided by ``adv_fraction``, which both
+    ascent rules would undo. A source of stochastic elements alone has a gradient of 0 there: Adam moves it by its
+    momentum, sign not at all.
+    """
+
+    adv_fraction: float = 1.0
+    sampling: Literal["continuous", "binomial"] = "continuous"
+
+
 EVERYWHERE = AllRouting()
 
-Source = Constant | Stochastic | FreshPGD | Persistent
+Source = Constant | Stochastic | FreshPGD | Persistent | Mixture
 Live = Literal["all", "each"] | int
 Measure = Literal["output", "hidden_acts"]
+
+
+@dataclass(frozen=True)
+class Rider:
+    """A second loss on a term's own forwards: the squared error of the outputs of the live sites its globs name."""
+
+    coeff: float
+    sites: tuple[str, ...]
+
+    def among(self, sites: Iterable[str]) -> list[str]:
+        """The sites it compares; ``h.1.*`` does not match ``h.10.x``."""
+        return [site for site in sites if any(fnmatchcase(site, glob) for glob in self.sites)]
 
 
 @dataclass(frozen=True)
@@ -86,6 +116,7 @@ class ReconTerm:
         live: ``all`` sites at once, ``each`` one alone, or consecutive groups of that many.
         n_samples: forwards per group of live sites.
         measure: compare the target's ``output``, or every site's output (``hidden_acts``).
+        rider: hidden activations compared in the same forwards; the term is its divergence and the weighted rider.
     """
 
     name: str
@@ -95,6 +126,7 @@ class ReconTerm:
     live: Live = "all"
     n_samples: int = 1
     measure: Measure = "output"
+    rider: Rider | None = None
 
 
 class Scene(eqx.Module):
@@ -109,6 +141,7 @@ class Scene(eqx.Module):
         leading: ``(batch,)`` or ``(batch, sequence)``.
         use_delta: whether the delta channel is on.
         remat: recompute masked forwards in the backward pass.
+        clean_outputs: of the sites, bias included, ``{site: [*leading, d_out]}``; for hidden activations alone.
     """
 
     target: Target
@@ -119,6 +152,7 @@ class Scene(eqx.Module):
     leading: tuple[int, ...] = eqx.field(static=True)
     use_delta: bool = eqx.field(static=True)
     remat: bool = eqx.field(static=True, default=False)
+    clean_outputs: Mapping[str, Activation] = eqx.field(default_factory=dict)
 
     def held(self) -> "Scene":
         """The same scene with V and U constant, for ascents that move sources alone."""
@@ -128,7 +162,14 @@ class Scene(eqx.Module):
 def recon_loss(
     term: ReconTerm, scene: Scene, ci: Importances, key: Key[Array, ""], stored: Sources | None = None
 ) -> Float[Array, ""]:
-    """Mean over the term's forwards of the per-position mean divergence from the clean output.
+    """The term: its divergence, and its weighted rider where it has one; arguments as for :func:`recon_parts`."""
+    return with_rider(term, *recon_parts(term, scene, ci, key, stored))
+
+
+def recon_parts(
+    term: ReconTerm, scene: Scene, ci: Importances, key: Key[Array, ""], stored: Sources | None = None
+) -> Parts:
+    """Means over the term's forwards of the per-position mean divergence from the clean output, and of the rider.
 
     Args:
         term: row of the grid.
@@ -136,12 +177,24 @@ def recon_loss(
         ci: lower causal importances, ``{site: [*leading, C]}``.
         key: random key of this term at this step.
         stored: sources of a persistent term, as stored.
+
+    Returns:
+        The divergence, and the unweighted hidden-activation error; None without a rider.
     """
-    losses = [
-        forward_divergence(term, scene, ci, sources, routes)
-        for sources, routes in recon_forwards(term, scene, ci, key, stored)
-    ]
-    return sum(losses[1:], losses[0]) / len(losses)
+    forwards = recon_forwards(term, scene, ci, key, stored)
+    parts = [forward_parts(term, scene, ci, sources, routes) for sources, routes in forwards]
+    n = len(parts)
+    divergence = sum((d for d, _ in parts[1:]), parts[0][0]) / n
+    if term.rider is None:
+        return divergence, None
+    return divergence, sum((hidden for _, hidden in parts if hidden is not None), jnp.zeros(())) / n
+
+
+def with_rider(term: ReconTerm, divergence: Float[Array, ""], hidden: Float[Array, ""] | None) -> Float[Array, ""]:
+    """What is trained and what adversaries climb: ``divergence + rider.coeff · hidden``."""
+    if term.rider is None or hidden is None:
+        return divergence
+    return divergence + term.rider.coeff * hidden
 
 
 def persistent_loss(term: ReconTerm, scene: Scene, ci: Importances, stored: Sources) -> Float[Array, ""]:
@@ -179,6 +232,9 @@ def recon_forwards(
                     sources = _draw(sampling, group, scene, key_source)
                 case FreshPGD() as attack:
                     sources = fresh_pgd(attack, term, scene, ci, group, routes, key_source)
+                case Mixture() as mixture:
+                    assert stored is not None, f"{term.name} needs its stored sources"
+                    sources = _mixed(mixture, group, scene, stored, key_source)
                 case Persistent(sigmoid=sigmoid):
                     assert stored is not None, f"{term.name} needs its stored sources"
                     sources = effective_sources(stored, sigmoid)
@@ -199,6 +255,16 @@ def _draw(
             u = jnp.where(is_component, (u < 0.5).astype(u.dtype), u)
         sources[site.name] = u
     return sources
+
+
+def _mixed(mixture: Mixture, group: Sequence[Site], scene: Scene, stored: Sources, key: Key[Array, ""]) -> Sources:
+    """Sources ``[*leading, channels]``, each batch element's either persistent or drawn."""
+    batch = scene.leading[0]
+    drawn, effective = _draw(mixture.sampling, group, scene, key), effective_sources(stored, mixture.sigmoid)
+    # Sites draw with the numbers below.
+    adversarial = jax.random.bernoulli(jax.random.fold_in(key, len(scene.sites)), mixture.adv_fraction, (batch,))
+    chosen = adversarial.reshape(batch, *(1 for _ in scene.leading))
+    return {s: jnp.where(chosen, spread(effective[s], batch), u) for s, u in drawn.items()}
 
 
 def fresh_pgd(
@@ -267,26 +333,37 @@ def site_masks(term: ReconTerm, scene: Scene, ci: Importances, sources: Sources,
 def forward_divergence(
     term: ReconTerm, scene: Scene, ci: Importances, sources: Sources, routes: Routes
 ) -> Float[Array, ""]:
-    """One masked forward with given sources and routing: the mean over positions of its divergence."""
+    """One masked forward with given sources and routing: the mean over positions of its divergence, and its rider."""
+    return with_rider(term, *forward_parts(term, scene, ci, sources, routes))
 
-    def loss(components: ComponentSet, ci: Importances, sources: Sources) -> Float[Array, ""]:
+
+def forward_parts(term: ReconTerm, scene: Scene, ci: Importances, sources: Sources, routes: Routes) -> Parts:
+    """One masked forward: the mean over positions of its divergence, and the unweighted error of its rider.
+
+    The rider is ``Σ squared errors / Σ elements`` over the live sites it names; 0 where none of them is live.
+    """
+
+    def loss(components: ComponentSet, ci: Importances, sources: Sources) -> Parts:
         masks = site_masks(term, scene, ci, sources, routes)
+        out, outputs = masked_site_outputs(scene.target, components, scene.batch, masks)
+        hidden = None if term.rider is None else _mean_error(scene, outputs, term.rider.among(masks))
         if term.measure == "hidden_acts":
-            errors, elements = hidden_act_errors(replace(scene, components=components), masks)
-            return sum(errors.values(), jnp.zeros(())) / sum(elements.values())
-        out = masked_forward(scene.target, components, scene.batch, masks)
-        return jnp.mean(scene.target.divergence(scene.clean, out))
+            return _mean_error(scene, outputs, masks), hidden
+        return jnp.mean(scene.target.divergence(scene.clean, out)), hidden
 
     run = jax.checkpoint(loss) if scene.remat else loss
     return run(scene.components, dict(ci), sources)
 
 
+def _mean_error(scene: Scene, outputs: Mapping[str, Activation], sites: Collection[str]) -> Float[Array, ""]:
+    errors, elements = hidden_act_errors(scene, outputs, sites)
+    return sum(errors.values(), jnp.zeros(())) / max(1, sum(elements.values()))
+
+
 def hidden_act_errors(
-    scene: Scene, masks: Mapping[str, SiteMask]
+    scene: Scene, outputs: Mapping[str, Activation], sites: Iterable[str]
 ) -> tuple[dict[str, Float[Array, ""]], dict[str, int]]:
-    """Squared error of each masked site's output (bias included) against the clean one: (sums, element counts)."""
-    _, clean = masked_site_outputs(scene.target, scene.components, scene.batch, {})
-    _, masked = masked_site_outputs(scene.target, scene.components, scene.batch, masks)
-    pairs = {s: (dense(masked[s]), dense(clean[s])) for s in masks}
+    """Squared error of masked site outputs (bias included) against the clean ones: (sums, element counts)."""
+    pairs = {s: (dense(outputs[s]), dense(scene.clean_outputs[s])) for s in sites}
     square = {s: jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)) for s, (a, b) in pairs.items()}
     return {s: jnp.sum(x) for s, x in square.items()}, {s: x.size for s, x in square.items()}

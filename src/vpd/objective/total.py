@@ -6,17 +6,20 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from vpd.decomposition import ComponentSet
 from vpd.importance import CausalImportances
 from vpd.objective.adversary import AdversaryState, Sources, ascend
 from vpd.objective.faithfulness import faithfulness_loss
 from vpd.objective.minimality import ImportanceMinimality, SmoothL0
-from vpd.objective.recon import Persistent, ReconTerm, Scene, persistent_loss, recon_loss
+from vpd.objective.recon import Parts, Persistent, ReconTerm, Scene, persistent_loss, recon_parts, with_rider
 from vpd.randomness import Seed, stream
 
 Weights = Mapping[str, Float[Array, "..."]]
+
+# What follows a term's key where its rider is logged.
+HIDDEN = "hidden_acts"
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ def total_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The objective of one step and its terms by name; a term that is not active contributes nothing and logs NaN.
 
+    A recon term logs its divergence, and its rider, which the total contains as well, as ``<name>/hidden_acts``.
+
     Args:
         terms: in the order of the configuration.
         scene: target, components in the compute dtype, batch, clean output.
@@ -110,27 +115,51 @@ def total_loss(
         match term:
             case Faithfulness():
                 loss = faithfulness_loss(scene.sites, weights, masters)
+                logs[term.name] = loss
             case Minimality(penalty=penalty):
                 positions = 1
                 for size in scene.leading:
                     positions *= size
-                loss, logs[f"{term.name}/beta_free"] = penalty.loss(penalty.sums(ci.upper, step / steps), positions)
-            case ReconTerm(source=Persistent(first_step=first)) if first > 0:
-                run = partial(recon_loss, term, scene, key=stream(seed, term.name, step))
-                active = step >= first
-                loss = jax.lax.cond(
-                    active,
-                    lambda lower, stored, run=run: run(lower, stored=stored),
-                    lambda *_: jnp.zeros(()),
-                    ci.lower,
-                    sources[term.name],
-                )
-                total = total + term.coeff * loss
-                logs[term.name] = jnp.where(active, loss, jnp.nan)
-                continue
+                loss, beta_free = penalty.loss(penalty.sums(ci.upper, step / steps), positions)
+                logs |= {term.name: loss, f"{term.name}/beta_free": beta_free}
             case ReconTerm():
-                key = stream(seed, term.name, step)
-                loss = recon_loss(term, scene, ci.lower, key, sources.get(term.name))
-        logs[term.name] = loss
+                divergence, hidden = _recon(term, scene, ci.lower, stream(seed, term.name, step), sources, step)
+                loss = with_rider(term, divergence, hidden)
+                logs |= _recon_logs(term, divergence, hidden, step)
         total = total + term.coeff * loss
     return total, logs
+
+
+def _first_step(term: ReconTerm) -> int:
+    """The first step at which a term is active; 0 where it always is."""
+    return term.source.first_step if isinstance(term.source, Persistent) else 0
+
+
+def _recon(
+    term: ReconTerm,
+    scene: Scene,
+    lower: Mapping[str, Array],
+    key: Key[Array, ""],
+    sources: Mapping[str, Sources],
+    step: Int[Array, ""],
+) -> Parts:
+    """The parts of a recon term, zero while it rests."""
+    first = _first_step(term)
+    if first == 0:
+        return recon_parts(term, scene, lower, key, sources.get(term.name))
+
+    def run(lower: Mapping[str, Array], stored: Sources) -> Parts:
+        return recon_parts(term, scene, lower, key, stored)
+
+    def rest(*_: object) -> Parts:
+        return jnp.zeros(()), None if term.rider is None else jnp.zeros(())
+
+    return jax.lax.cond(step >= first, run, rest, lower, sources[term.name])
+
+
+def _recon_logs(
+    term: ReconTerm, divergence: Float[Array, ""], hidden: Float[Array, ""] | None, step: Int[Array, ""]
+) -> dict[str, Float[Array, ""]]:
+    parts = {term.name: divergence} | ({} if hidden is None else {f"{term.name}/{HIDDEN}": hidden})
+    first = _first_step(term)
+    return {name: jnp.where(step >= first, x, jnp.nan) for name, x in parts.items()} if first else parts

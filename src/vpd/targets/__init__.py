@@ -1,6 +1,14 @@
 """Targets: frozen networks, each one forward pass with a seam."""
 
-from vpd.targets.base import Seam, Target, clean_forward, frozen_weights, masked_forward, masked_site_outputs
+from vpd.targets.base import (
+    Seam,
+    Target,
+    clean_forward,
+    frozen_weights,
+    masked_forward,
+    masked_site_outputs,
+    recorded_forward,
+)
 from vpd.targets.divergence import kl, squared_error
 from vpd.targets.induction import Induction, init_induction, pretrain_induction
 from vpd.targets.resid_mlp import ResidMLP, init_resid_mlp, pretrain_resid_mlp
@@ -23,5 +31,6 @@ __all__ = [
     "pretrain_induction",
     "pretrain_resid_mlp",
     "pretrain_tms",
+    "recorded_forward",
     "squared_error",
 ]

@@ -112,15 +112,24 @@ def with_identities(matrices: Matrices) -> dict[str, tuple[int, int, SiteKind]]:
 
 def clean_forward(target: Target, batch: Batch) -> tuple[Shaped[Array, "..."], dict[str, Activation]]:
     """Clean output and the input of every site, ``{name: [*leading, d_in]}``, in one all-frozen forward."""
+    return recorded_forward(target, batch)[:2]
+
+
+def recorded_forward(
+    target: Target, batch: Batch
+) -> tuple[Shaped[Array, "..."], dict[str, Activation], dict[str, Activation]]:
+    """As :func:`clean_forward`, and every site's output, bias included, ``{name: [*leading, d_out]}``."""
     inputs: dict[str, Activation] = {}
+    outputs: dict[str, Activation] = {}
 
     def apply(use: Use) -> Activation:
-        inputs[use.name] = use.x
         if use.kind == "linear":
-            inputs[pre_identity(use.name)] = use.x
-        return use.frozen()
+            inputs[pre_identity(use.name)] = outputs[pre_identity(use.name)] = use.x
+        inputs[use.name] = use.x
+        outputs[use.name] = use.frozen()
+        return outputs[use.name]
 
-    return target.forward(batch, _seam(apply)), inputs
+    return target.forward(batch, _seam(apply)), inputs, outputs
 
 
 def masked_site_outputs(

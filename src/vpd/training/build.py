@@ -5,19 +5,20 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from vpd.config.checks import check_riders
 from vpd.config.run import PD
-from vpd.config.schedule import Optimizer
+from vpd.config.schedule import Optimizer as NamedOptimizer
 from vpd.config.sites import match_sites
 from vpd.decomposition import Site, init_components
 from vpd.importance.build import init_ci_function
-from vpd.objective import init_adversary
+from vpd.objective import Weights, init_adversary
 from vpd.objective.adversary import source_shapes
 from vpd.objective.build import schedule_from, terms_from
 from vpd.objective.total import persistent_terms
 from vpd.randomness import stream
 from vpd.targets import Target
 from vpd.targets.base import pre_identity, with_identities
-from vpd.training.optimizers import AdamW
+from vpd.training.optimizers import AdamW, Muon
 from vpd.training.state import Decomposition, Training, TrainState
 from vpd.training.step import Problem
 
@@ -36,15 +37,17 @@ def sites_from(pd: PD, target: Target) -> tuple[Site, ...]:
     )
 
 
-def optimizer_from(config: Optimizer) -> AdamW:
+def optimizer_from(config: NamedOptimizer) -> AdamW | Muon:
     """The optimizer of one group."""
-    return AdamW(schedule_from(config.lr_schedule), config.betas, config.weight_decay, config.grad_clip_norm)
+    settings = schedule_from(config.lr_schedule), config.betas, config.weight_decay, config.grad_clip_norm
+    return Muon(*settings, config.ns_steps) if config.type == "muon" else AdamW(*settings)
 
 
 def problem_from(
     pd: PD, sites: Sequence[Site], has_sequence: bool, bfloat16: bool = False, remat: bool = False
 ) -> Problem:
-    """All that is static about a run."""
+    """All that is static about a run; ConfigError where a rider names none of the sites."""
+    check_riders(pd.loss_metrics, [site.name for site in sites])
     return Problem(
         sites=tuple(sites),
         terms=terms_from(pd, has_sequence),
@@ -59,7 +62,9 @@ def problem_from(
     )
 
 
-def init_state(problem: Problem, pd: PD, ties: Sequence[tuple[str, str]], leading: tuple[int, ...]) -> TrainState:
+def init_state(
+    problem: Problem, pd: PD, ties: Sequence[tuple[str, str]], leading: tuple[int, ...], weights: Weights | None = None
+) -> TrainState:
     """The state before the first update, a function of the seed.
 
     Args:
@@ -67,8 +72,11 @@ def init_state(problem: Problem, pd: PD, ties: Sequence[tuple[str, str]], leadin
         pd: the run file's block.
         ties: pairs (owner, site) of tied sites.
         leading: shape of a training batch without its last axis.
+        weights: frozen weights ``{site: [d_in, d_out]}``, which V and U start from with ``initialization: svd``.
     """
-    components = init_components(problem.sites, stream(pd.seed, "init/components"), ties)
+    assert pd.initialization == "normal" or weights is not None, "starting from the SVD needs the frozen weights"
+    start = weights if pd.initialization == "svd" else None
+    components = init_components(problem.sites, stream(pd.seed, "init/components"), ties, start)
     ci_fn = init_ci_function(pd.ci_config, problem.sites, stream(pd.seed, "init/ci_fn"))
     adversaries = {
         name: init_adversary(

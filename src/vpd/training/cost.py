@@ -8,16 +8,20 @@ sums over the sites, N positions, R main forwards and K ascents, all sites live 
 less the gradients of inputs that nothing trained precedes.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
+from jaxtyping import Array
 
 from vpd.decomposition import AllRouting, Site
 from vpd.decomposition.components import SiteKind
-from vpd.importance.mlp import GlobalMLP, LayerwiseMLP, SiteMLP
+from vpd.importance import GlobalMLP, LayerwiseMLP, TransformerCI
+from vpd.importance.mlp import SiteMLP
 from vpd.objective import Faithfulness, FreshPGD, Persistent, ReconTerm
 from vpd.objective.recon import Constant, live_groups
+from vpd.training.optimizers import Muon, split_matrices
 from vpd.training.state import Decomposition
 from vpd.training.step import Problem
 
@@ -36,6 +40,9 @@ class Trained:
         ci_weights: those that multiply, each once per position.
         ci_input_weights: of these, the ones whose input needs no gradient, because nothing trained precedes it.
         reads_components: whether the CI function reads ``x @ V``, as the gates do.
+        ci_attention: multiply-adds of the CI function's attention for each position and position attended to.
+        components_orthogonalised: multiply-adds of one Newton-Schulz iteration on the matrices among V and U.
+        ci_fn_orthogonalised: likewise for the CI function.
     """
 
     components: int
@@ -43,6 +50,9 @@ class Trained:
     ci_weights: int
     ci_input_weights: int
     reads_components: bool
+    ci_attention: int = 0
+    components_orthogonalised: int = 0
+    ci_fn_orthogonalised: int = 0
 
 
 def trained_sizes(decomposition: Decomposition) -> Trained:
@@ -52,36 +62,60 @@ def trained_sizes(decomposition: Decomposition) -> Trained:
         NotImplementedError: a CI function whose operations are not known here.
     """
     ci_fn = decomposition.ci_fn
+    attention = 0
     match ci_fn:
         case LayerwiseMLP():
-            reads_components = ci_fn.fn_type == "mlp"
-            mlps = ci_fn.sites
-            constant_inputs = [] if reads_components else [mlp for s, mlp in mlps.items() if s not in ci_fn.lookups]
+            networks = [_layers(mlp) for mlp in ci_fn.sites.values()]
+            first = (
+                []
+                if ci_fn.fn_type == "mlp"
+                else [_layers(m)[0] for s, m in ci_fn.sites.items() if s not in ci_fn.lookups]
+            )
         case GlobalMLP():
-            reads_components = False
-            mlps = {"": ci_fn.mlp}
-            constant_inputs = [] if ci_fn.lookups else [ci_fn.mlp]
+            networks = [_layers(ci_fn.mlp)]
+            first = [] if ci_fn.lookups else [networks[0][0]]
+        case TransformerCI(networks=stacked):
+            blocks = stacked.blocks
+            networks = [[stacked.embed.W, blocks.q, blocks.k, blocks.v, blocks.o, *_layers(blocks.mlp), stacked.head.W]]
+            first = [] if ci_fn.lookups else [stacked.embed.W]
+            # Scores and the mix of values take d_model multiply-adds each.
+            attention = 2 * math.prod(blocks.q.shape[:-1])
         case _:
             raise NotImplementedError(f"operations of a {type(ci_fn).__name__} are not counted")
     return Trained(
         components=_entries(decomposition.components),
         ci_fn=_entries(ci_fn),
-        ci_weights=sum(sum(_weights(mlp)) for mlp in mlps.values()),
-        ci_input_weights=sum(_weights(mlp)[0] for mlp in constant_inputs),
-        reads_components=reads_components,
+        ci_weights=_entries(networks),
+        ci_input_weights=_entries(first),
+        reads_components=isinstance(ci_fn, LayerwiseMLP) and ci_fn.fn_type == "mlp",
+        ci_attention=attention,
+        components_orthogonalised=_newton_schulz(decomposition.components),
+        ci_fn_orthogonalised=_newton_schulz(ci_fn),
     )
+
+
+def _newton_schulz(tree: object) -> int:
+    """``X Xᵀ``, its square, and their product with X for every matrix, the shorter side first."""
+    total = 0
+    for matrix in jax.tree.leaves(split_matrices(tree)[0]):
+        *stack, rows, columns = matrix.shape
+        short, long = sorted((rows, columns))
+        total += math.prod(stack) * (2 * short**2 * long + short**3)
+    return total
 
 
 def _entries(tree: object) -> int:
     return sum(x.size for x in jax.tree.leaves(tree))
 
 
-def _weights(mlp: SiteMLP) -> list[int]:
-    """Weight entries of each layer."""
-    return [layer.W.size for layer in (*mlp.hidden, mlp.out)]
+def _layers(mlp: SiteMLP) -> list[Array | jax.ShapeDtypeStruct]:
+    """The weight of each layer."""
+    return [layer.W for layer in (*mlp.hidden, mlp.out)]
 
 
-def step_operations(problem: Problem, matrices: Matrices, trained: Trained, positions: int) -> dict[str, int]:
+def step_operations(
+    problem: Problem, matrices: Matrices, trained: Trained, positions: int, sequence: int = 1
+) -> dict[str, int]:
     """Operations of one step with every term active, by part; their sum is the step's.
 
     Rematerialised work is not counted. Sites are taken to follow each other: what precedes the first live one needs no
@@ -92,13 +126,14 @@ def step_operations(problem: Problem, matrices: Matrices, trained: Trained, posi
         matrices: of the target in the order of its forward pass, ``{name: (d_in, d_out, kind)}``.
         trained: sizes of what is trained.
         positions: in the global batch.
+        sequence: positions that attend to each other in the CI function; 1 without a sequence axis.
 
     Returns:
         ``clean``, ``ci forward``, ``ci backward``, ``faithfulness``, ``optimizers``, and for each recon term
         ``<name> forward``, ``<name> backward`` and, where it has an adversary, ``<name> ascents``.
     """
     pass_ = _Pass(problem.sites, matrices, positions)
-    parts = {"clean": pass_.clean()} | _ci_function(problem.sites, trained, positions)
+    parts = {"clean": pass_.clean()} | _ci_function(problem.sites, trained, positions, sequence)
     for term in problem.terms:
         match term:
             case ReconTerm():
@@ -107,13 +142,18 @@ def step_operations(problem: Problem, matrices: Matrices, trained: Trained, posi
                 parts["faithfulness"] = 6 * sum(s.d_in * s.C * s.d_out for s in problem.sites)
             case _:
                 pass
-    parts["optimizers"] = OPTIMIZER_OPERATIONS * (trained.components + trained.ci_fn)
+    groups = (
+        (problem.components_optimizer, trained.components, trained.components_orthogonalised),
+        (problem.ci_fn_optimizer, trained.ci_fn, trained.ci_fn_orthogonalised),
+    )
+    parts["optimizers"] = sum(OPTIMIZER_OPERATIONS * entries for _, entries, _ in groups)
+    parts["optimizers"] += sum(2 * rule.ns_steps * once for rule, _, once in groups if isinstance(rule, Muon))
     return parts
 
 
-def _ci_function(sites: tuple[Site, ...], trained: Trained, positions: int) -> dict[str, int]:
+def _ci_function(sites: tuple[Site, ...], trained: Trained, positions: int, sequence: int) -> dict[str, int]:
     inner = 2 * positions * sum(_inner(site) for site in sites) if trained.reads_components else 0
-    forward = 2 * positions * trained.ci_weights
+    forward = 2 * positions * (trained.ci_weights + sequence * trained.ci_attention)
     backward = 2 * forward - 2 * positions * trained.ci_input_weights
     # Site inputs are constant: x @ V passes its gradient to V alone.
     return {"ci forward": forward + inner, "ci backward": backward + inner}
@@ -137,7 +177,7 @@ def _recon(term: ReconTerm, pass_: "_Pass", use_delta: bool) -> dict[str, int]:
     for group in live_groups(term, pass_.sites):
         live = {site.name for site in group}
         one, gradients, sources = pass_.forward(live, blends), pass_.backward(live, blends), pass_.ascent(live, blends)
-        forward += term.n_samples * (one + (pass_.clean() if term.measure == "hidden_acts" else 0))
+        forward += term.n_samples * one
         backward += term.n_samples * gradients
         if isinstance(term.source, FreshPGD):
             ascents += term.n_samples * term.source.n_steps * (one + sources)

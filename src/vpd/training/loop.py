@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from vpd.errors import NonFiniteError
+from vpd.objective.total import HIDDEN
 from vpd.training.state import TrainState
 from vpd.training.step import Logs
 
@@ -103,7 +104,7 @@ def train(
         seconds_per_step = (time.perf_counter() - start) / n
         t = int(state.training.step)
         resting = {f"loss/{name}" for name, first in (first_steps or {}).items() if t - 1 < first}
-        logs = {name: value for name, value in values.items() if name not in resting}
+        logs = {name: value for name, value in values.items() if name.removesuffix(f"/{HIDDEN}") not in resting}
         check_finite(t - 1, logs)
         if events.logs(t - 1):
             callbacks.log(t - 1, logs)

@@ -15,8 +15,8 @@ from vpd.objective import AdversaryState, Scene, Term, ascend, total_loss, warm_
 from vpd.objective.adversary import Sources
 from vpd.objective.total import persistent_terms
 from vpd.randomness import Seed, stream
-from vpd.targets import Target, clean_forward, frozen_weights
-from vpd.training.optimizers import AdamW
+from vpd.targets import Target, clean_forward, frozen_weights, recorded_forward
+from vpd.training.optimizers import Optimizer
 from vpd.training.state import Decomposition, Training, TrainState
 
 Tree = TypeVar("Tree")
@@ -29,8 +29,8 @@ class Problem:
 
     sites: tuple[Site, ...]
     terms: tuple[Term, ...]
-    components_optimizer: AdamW
-    ci_fn_optimizer: AdamW
+    components_optimizer: Optimizer
+    ci_fn_optimizer: Optimizer
     steps: int
     sigmoid_type: str = "leaky_hard"
     sampling: Literal["continuous", "binomial"] = "continuous"
@@ -103,7 +103,7 @@ def step_gradients(
 
     # clean, site inputs
     net, x = cast_compute(problem, (target, batch))
-    clean, inputs = jax.lax.stop_gradient(clean_forward(net, x))
+    clean, inputs, outputs = jax.lax.stop_gradient(recorded_forward(net, x))
     weights = frozen_weights(target, batch)
     scene = Scene(
         target=net,
@@ -114,6 +114,7 @@ def step_gradients(
         leading=leading_shape(problem, inputs),
         use_delta=problem.use_delta,
         remat=problem.remat,
+        clean_outputs=outputs,
     )
 
     # ci: one evaluation; its pull-back runs after the main backward

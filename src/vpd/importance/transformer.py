@@ -1,0 +1,201 @@
+"""Transformer causal-importance functions: one over all sites, or one for each chunk of consecutive sites."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from vpd.decomposition import ComponentSet, Site
+from vpd.importance.mlp import (
+    Affine,
+    SiteInputs,
+    SiteMLP,
+    init_affine,
+    init_layers,
+    input_width,
+    lookups_of,
+    read_site,
+    site_mlp,
+    split_sites,
+)
+
+RMS_EPS = 2.0**-23
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a run file fixes of a transformer.
+
+    Attributes:
+        d_model: width of the residual stream.
+        n_blocks: number of blocks.
+        mlp_hidden: hidden widths of each block's MLP.
+        n_heads: divides ``d_model`` into even head sizes.
+        max_len: longest sequence.
+        rope_base: base of the rotary frequencies.
+    """
+
+    d_model: int
+    n_blocks: int
+    mlp_hidden: tuple[int, ...]
+    n_heads: int
+    max_len: int = 2048
+    rope_base: float = 10000.0
+
+
+class Block(eqx.Module):
+    """Attention and MLP of one block, or of a stack of blocks along leading axes."""
+
+    q: Float[Array, "*stack d d"]
+    k: Float[Array, "*stack d d"]
+    v: Float[Array, "*stack d d"]
+    o: Float[Array, "*stack d d"]
+    mlp: SiteMLP
+
+
+class Transformer(eqx.Module):
+    """A pre-norm bidirectional transformer without a final norm.
+
+    Attributes:
+        embed: input projection, no nonlinearity after it.
+        blocks: stacked along their first axis and scanned, so that the program does not grow with their number.
+        head: output projection.
+        n_heads: attention heads, consecutive slices of the output of q, k and v.
+        rope_base: base of the rotary frequencies, which are constants.
+    """
+
+    embed: Affine
+    blocks: Block
+    head: Affine
+    n_heads: int = eqx.field(static=True)
+    rope_base: float = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "B T d_in"]) -> Float[Array, "B T d_out"]:
+        """``embed``, then in each block ``h += o(attention(rms(h)))`` and ``h += mlp(rms(h))``, then ``head``."""
+
+        def block(h: Float[Array, "B T d"], parameters: Block) -> tuple[Float[Array, "B T d"], None]:
+            h = h + self._attention(parameters, rms_norm(h))
+            return h + site_mlp(parameters.mlp, rms_norm(h)), None
+
+        h, _ = jax.lax.scan(block, x @ self.embed.W + self.embed.b, self.blocks)
+        return h @ self.head.W + self.head.b
+
+    def _attention(self, block: Block, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
+        B, T, d = x.shape
+        q, k, v = ((x @ weight).reshape(B, T, self.n_heads, -1) for weight in (block.q, block.k, block.v))
+        mixed = jax.nn.dot_product_attention(rotate(q, self.rope_base), rotate(k, self.rope_base), v)
+        return mixed.reshape(B, T, d) @ block.o
+
+
+def rms_norm(x: Float[Array, "*leading d"]) -> Float[Array, "*leading d"]:
+    """``x / √(mean x² + 2⁻²³)`` in float32, without a weight."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + RMS_EPS)).astype(x.dtype)
+
+
+def rotate(x: Float[Array, "B T heads d_head"], base: float) -> Float[Array, "B T heads d_head"]:
+    """Rotary positions: dimension j and j + d_head/2 turn by ``position · base^(−2j/d_head)``."""
+    length, half = x.shape[1], x.shape[3] // 2
+    angles = np.arange(length)[:, None] * base ** (-np.arange(half) / half)
+    cos, sin = (jnp.asarray(turn(angles)[:, None, :], x.dtype) for turn in (np.cos, np.sin))
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+class TransformerCI(eqx.Module):
+    """Transformers over consecutive chunks of the sites, of equal shapes and run as one; a single chunk is them all.
+
+    Each site input is RMS-normalised by itself, a lookup site contributes ``V[x]``. Chunks narrower than the widest are
+    padded with zeros, whose weights start at 0 and get no gradient. Without a sequence axis a singleton one is added
+    and removed.
+
+    Attributes:
+        networks: stacked along their first axis, one for each chunk.
+        chunks: site names in numeric layer order, by chunk.
+        C: of each site, likewise.
+        lookups: the sites whose input is an index.
+        max_len: longest sequence.
+    """
+
+    networks: Transformer
+    chunks: tuple[tuple[str, ...], ...] = eqx.field(static=True)
+    C: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+    lookups: frozenset[str] = eqx.field(static=True)
+    max_len: int = eqx.field(static=True)
+
+    def __call__(self, inputs: SiteInputs, components: ComponentSet) -> dict[str, Float[Array, "..."]]:
+        """``{site: x [*leading, d_in]}`` to ``{site: z [*leading, C]}``; ValueError beyond ``max_len``."""
+        x = jnp.stack([self._concatenated(chunk, inputs, components) for chunk in self.chunks])
+        has_sequence = x.ndim == 4
+        if has_sequence and x.shape[2] > self.max_len:
+            raise ValueError(
+                f"a sequence of {x.shape[2]} positions is longer than max_len {self.max_len} of the transformer CI "
+                f"function; shorten it, or train with attn_config.max_len {x.shape[2]} or more"
+            )
+        x = x if has_sequence else x[:, :, None]
+        z = jax.vmap(lambda network, x: network(x))(self.networks, x)
+        z = z if has_sequence else z[:, :, 0]
+        parts = [split_sites(z[i], chunk, C) for i, (chunk, C) in enumerate(zip(self.chunks, self.C, strict=True))]
+        return {site: part for chunk in parts for site, part in chunk.items()}
+
+    def _concatenated(
+        self, chunk: Sequence[str], inputs: SiteInputs, components: ComponentSet
+    ) -> Float[Array, "*leading width"]:
+        parts = [rms_norm(read_site(inputs[s], components[s], s in self.lookups)) for s in chunk]
+        x = jnp.concatenate(parts, axis=-1)
+        width = self.networks.embed.W.shape[-2]
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
+
+
+def init_transformer(
+    sites: Sequence[Site], size: Size, key: Key[Array, ""], per_chunk: int | None = None
+) -> TransformerCI:
+    """Fresh transformers; a chunk's draw depends on its position and its sites alone.
+
+    Input projection and hidden layers N(0, 2/fan_in), outputs of MLPs and the head N(0, 1/fan_in), q, k, v and o
+    uniform on ±1/√d_model, biases zero (method.md §3). The fan-in of a padded projection is that of its own sites.
+
+    Args:
+        sites: the decomposed sites in numeric layer order, which is recorded.
+        size: of each transformer.
+        key: random key.
+        per_chunk: consecutive sites in a chunk, fewer in the last one; None is one transformer over all.
+    """
+    n = per_chunk or len(sites)
+    chunks = [sites[i : i + n] for i in range(0, len(sites), n)]
+    widths = [(sum(input_width(s) for s in chunk), sum(s.C for s in chunk)) for chunk in chunks]
+    d_in, d_out = (max(sizes) for sizes in zip(*widths, strict=True))
+    networks: list[Transformer] = []
+    for i, (width, out) in enumerate(widths):
+        network = _init_network(width, out, size, jax.random.fold_in(key, i))
+        W_in, W_out = network.embed.W, network.head.W
+        embed = Affine(jnp.pad(W_in, ((0, d_in - width), (0, 0))), network.embed.b)
+        head = Affine(jnp.pad(W_out, ((0, 0), (0, d_out - out))), jnp.zeros(d_out))
+        networks.append(Transformer(embed, network.blocks, head, size.n_heads, size.rope_base))
+    return TransformerCI(
+        networks=jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks),
+        chunks=tuple(tuple(s.name for s in chunk) for chunk in chunks),
+        C=tuple(tuple(s.C for s in chunk) for chunk in chunks),
+        lookups=lookups_of(sites),
+        max_len=size.max_len,
+    )
+
+
+def _init_network(d_in: int, d_out: int, size: Size, key: Key[Array, ""]) -> Transformer:
+    d, stack = size.d_model, (size.n_blocks,)
+    key_in, key_out, key_mlp, *keys = jax.random.split(key, 7)
+    bound = 1 / math.sqrt(d)
+    projections = [jax.random.uniform(k, (*stack, d, d), minval=-bound, maxval=bound) for k in keys]
+    mlp = SiteMLP(*init_layers(key_mlp, stack, (d, *size.mlp_hidden, d)))
+    return Transformer(
+        embed=init_affine(key_in, (d_in, d), 2.0),
+        blocks=Block(*projections, mlp=mlp),
+        head=init_affine(key_out, (d, d_out), 1.0),
+        n_heads=size.n_heads,
+        rope_base=size.rope_base,
+    )
