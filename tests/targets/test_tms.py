@@ -26,7 +26,7 @@ def test_the_forward_pass(hidden: int, untied: bool) -> None:
     np.testing.assert_allclose(out, np.maximum(h @ last + np.asarray(target.bias), 0), rtol=1e-4, atol=1e-5)
     names = ["linear1", *(f"hidden_layers.{i}" for i in range(hidden)), "linear2"]
     assert list(target.matrices()) == list(frozen_weights(target, x)) == names
-    assert list(inputs) == [site for name in names for site in (name, f"{name}.pre_identity")]
+    assert list(inputs) == [site for name in names for site in (f"{name}.pre_identity", name)]
     for name, weight in frozen_weights(target, x).items():
         assert target.matrices()[name] == (*weight.shape, "linear")
 
