@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vpd.errors import NonFiniteError, Stopped, VpdError
+from vpd.errors import FamilyError, NonFiniteError, Stopped, VpdError
 from vpd.signals import StopSignals
 
 app = typer.Typer(
@@ -35,12 +35,16 @@ def train(
     run_id: Annotated[str | None, typer.Option(help="Name of the run directory, in place of the file's.")] = None,
     steps: Annotated[int | None, typer.Option(help="In place of pd.steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="In place of pd.seed.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Train that many seeds of each file, each as RUN_ID-seed-K.", min=1)
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Runs trained at a time, where there are several.", min=1)] = 1,
     quiet: Quiet = False,
 ) -> None:
-    """Decompose a network; prints the run directory on its last line."""
+    """Decompose a network; prints the run directories on its last lines, one a line."""
     from vpd.commands.train import train_command
 
-    raise typer.Exit(train_command(sources, out_dir, run_id, steps, seed, quiet))
+    raise typer.Exit(train_command(sources, out_dir, run_id, steps, seed, seeds, jobs, quiet))
 
 
 @app.command()
@@ -138,7 +142,7 @@ def main() -> None:
             app()
     except VpdError as error:
         _leave(str(error), 2)
-    except NonFiniteError as error:
+    except (NonFiniteError, FamilyError) as error:
         _leave(str(error), 1)
     except Stopped as error:
         _leave(str(error), 75)
