@@ -68,6 +68,39 @@ def report(path: RunPath) -> None:
     typer.echo(write_report(path))
 
 
+@app.command()
+def sweep(
+    source: Annotated[Path, typer.Argument(metavar="CONFIG", help="Run file to vary.", show_default=False)],
+    grids: Annotated[
+        list[str],
+        typer.Option("--grid", metavar="PATH=VALUE,...", help="A place and its values; several make a product."),
+    ],
+    folder: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for the run files; sweeps/NAME by default.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What every run_id begins with; the file's by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the sweep in an existing folder.")] = False,
+) -> None:
+    """Write one run file for every point of a grid."""
+    from vpd.commands.sweep import sweep_command
+
+    sweep_command(source, grids, folder, name, force)
+
+
+@app.command()
+def compare(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories.", show_default=False)],
+    folder: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for the page; beside the runs by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare runs of one target: do they find the same subcomponents?"""
+    from vpd.commands.compare import compare_command
+
+    compare_command(paths, folder, as_json)
+
+
 @config_app.command("check")
 def config_check(
     sources: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Run files.", show_default=False)],

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import signal
-import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -106,6 +105,7 @@ class _Worker:
     def __init__(self, config: RunConfig) -> None:
         self.config, self.path = config, run_directory_of(config)
         self.ended: Ended | None = None
+        self.told = False
         self._process: SpawnProcess | None = None
         self._began = 0.0
 
@@ -199,13 +199,13 @@ def _bars(quiet: bool) -> Generator[Progress]:
 
 def _show(bars: Progress, tasks: Sequence[TaskID], workers: Sequence[_Worker]) -> None:
     for task, worker in zip(tasks, workers, strict=True):
-        if bars.tasks[task].finished:
-            continue
-        done = worker.ended is not None and worker.ended.state == "finished"
-        step = worker.config.pd.steps if done else last_step(worker.path)
+        ended = worker.ended
+        step = worker.config.pd.steps if ended and ended.state == "finished" else last_step(worker.path)
         bars.update(task, completed=max(step, bars.tasks[task].completed))
-        if done and not bars.disable and not sys.stderr.isatty():
-            print(f"{worker.path} is finished", file=sys.stderr, flush=True)
+        if ended is not None and not worker.told:
+            worker.told = True
+            if not bars.disable:
+                bars.console.print(f"{ended.path} {ended.state} after {ended.seconds:.0f} s", highlight=False)
 
 
 def last_step(path: Path) -> int:
