@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float
 
-from vpd.analysis.run import Run
 from vpd.config import metrics as named
 from vpd.config.losses import FreshAdversary, PersistentAdversary
 from vpd.config.run import RunConfig
@@ -73,20 +72,30 @@ def last_outcome(path: Path) -> Outcome:
     return Outcome(step, metrics, solved)
 
 
-def trade_off(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> TradeOff | None:
+def trade_off(
+    configs: Sequence[RunConfig], sites: Sequence[Sequence[str]], outcomes: Sequence[Outcome]
+) -> TradeOff | None:
     """The front over the runs that have CI_L0 and the hardest reconstruction that two of them share.
 
     A fresh adversary is preferred to a persistent one, whose sources were trained for the run it is measured in, and
-    both to random masks. None where no two runs have the same.
+    both to random masks.
+
+    Args:
+        configs: of each run.
+        sites: that each run decomposes.
+        outcomes: of each run.
+
+    Returns:
+        The front, None where no two runs have the same figures.
     """
-    l0 = [_l0(run, outcome.metrics) for run, outcome in zip(runs, outcomes, strict=True)]
-    keys = dict.fromkeys(found for run in runs for found in _recon_keys(run.config))
+    l0 = [_l0(*run) for run in zip(configs, sites, outcomes, strict=True)]
+    keys = dict.fromkeys(found for config in configs for found in _recon_keys(config))
     for kind, key in sorted(keys, key=lambda found: KINDS.index(found[0])):
         values = [outcome.metrics.get(key, math.nan) for outcome in outcomes]
         having = [i for i, pair in enumerate(zip(l0, values, strict=True)) if all(map(math.isfinite, pair))]
         if len(having) > 1:
             points = np.array([[l0[i], values[i]] for i in having])
-            return TradeOff(_l0_name(runs[having[0]].config), key, kind, tuple(having), points, pareto_front(points))
+            return TradeOff(_l0_name(configs[having[0]]), key, kind, tuple(having), points, pareto_front(points))
     return None
 
 
@@ -108,10 +117,12 @@ def _l0_metric(config: RunConfig) -> named.CI_L0 | None:
     return next((metric for metric in metrics if isinstance(metric, named.CI_L0)), None)
 
 
-def _l0(run: Run, values: Values) -> float:
+def _l0(config: RunConfig, sites: Sequence[str], outcome: Outcome) -> float:
     """CI_L0 summed over the run's sites; NaN where it was not evaluated."""
-    metric = _l0_metric(run.config)
-    return math.nan if metric is None else sum(values.get(f"{metric.key}/{site}", math.nan) for site in run.sites)
+    metric = _l0_metric(config)
+    if metric is None:
+        return math.nan
+    return sum(outcome.metrics.get(f"{metric.key}/{site}", math.nan) for site in sites)
 
 
 def _l0_name(config: RunConfig) -> str:

@@ -65,7 +65,9 @@ def compare_command(paths: Sequence[Path], folder: Path | None, as_json: bool) -
     _refuse_other_content(place)
     comparison = compare_runs(paths)
     outcomes = [last_outcome(run.path) for run in comparison.runs]
-    found = Found(comparison, outcomes, trade_off(comparison.runs, outcomes))
+    runs = comparison.runs
+    front = trade_off([run.config for run in runs], [run.sites for run in runs], outcomes)
+    found = Found(comparison, outcomes, front)
     result = finite(as_values(found))
     _write(place, found, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     if as_json:
@@ -187,7 +189,7 @@ def run_cells(found: Found) -> Cells:
             cells = [f"{x:.4g}", f"{y:.3g}", "yes" if front.front[place] else "no"]
         rows.append([label, str(run.config.pd.seed), str(run.step), _cell(others[i]), verdict, *cells])
     recon = front.recon.removeprefix("loss/") if front else "recon"
-    return Cells(["run", "seed", "step", "agrees with others (median)", "verdict", "L0", recon, "on the front"], rows)
+    return Cells(["run", "seed", "step", "median agreement", "verdict", "L0", recon, "on the front"], rows)
 
 
 def metric_cells(found: Found) -> Cells:
@@ -260,7 +262,7 @@ def _refuse_other_content(folder: Path) -> None:
 def _print(title: str, cells: Cells) -> None:
     table = Table(title=title, title_justify="left")
     for i, word in enumerate(cells.head):
-        table.add_column(word, justify="left" if i == 0 else "right")
+        table.add_column(word, justify="left" if i == 0 else "right", overflow="fold")
     for row in cells.rows:
         table.add_row(*row)
     results_console().print(table)

@@ -87,11 +87,11 @@ def _agreement(brightness: np.ndarray) -> np.ndarray:
 
 def _number_cells(ax: Axes, matrix: Matrix) -> None:
     size = 9 if len(matrix) <= 6 else 6.5
+    dark = _missing(np.clip(matrix, 0.0, AGREEING)) < 0.6
     for (i, j), value in np.ndenumerate(matrix):
-        if np.isnan(value):
-            continue
-        dark = _missing(np.clip(value, 0.0, AGREEING)) < 0.6
-        ax.text(j, i, digits(float(value)), ha="center", va="center", fontsize=size, color="w" if dark else "k")
+        if not np.isnan(value):
+            colour = "w" if dark[i, j] else "k"
+            ax.text(j, i, digits(float(value)), ha="center", va="center", fontsize=size, color=colour)
 
 
 def digits(value: float) -> str:
