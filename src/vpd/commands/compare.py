@@ -141,8 +141,8 @@ def headline(found: Found) -> str:
         return f"{n} runs with nothing live to compare"
     value, site, a, b = lowest
     if value >= drawn.AGREEING:
-        return f"{n} runs agree: {drawn.digits(value)} or better at every site, for every pair"
-    return f"{n} runs do not all agree: down to {drawn.digits(value)} at {site}, between {a} and {b}"
+        return f"{n} runs agree: {drawn.digits(value, 4)} or better at every site, for every pair"
+    return f"{n} runs do not all agree: down to {drawn.digits(value, 4)} at {site}, between {a} and {b}"
 
 
 def notes_on(found: Found) -> list[str]:
@@ -212,7 +212,7 @@ def figures_of(found: Found) -> dict[str, Figure]:
     }
     if front is not None:
         labels = [comparison.labels[i] for i in front.runs]
-        recon = f"{front.recon.removeprefix('loss/')} ({front.kind})"
+        recon = f"{front.recon.removeprefix('loss/')}\n{front.kind}"
         pictures["pareto"] = drawn.pareto(front.points, front.front, labels, front.l0, recon)
     return pictures
 
@@ -269,7 +269,7 @@ def _print(title: str, cells: Cells) -> None:
 
 
 def _cell(value: object) -> str:
-    return drawn.digits(value) if isinstance(value, float) and not math.isnan(value) else "-"
+    return drawn.digits(value, 4) if isinstance(value, float) and not math.isnan(value) else "-"
 
 
 def _metric(value: float | None) -> str:

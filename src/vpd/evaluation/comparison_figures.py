@@ -52,18 +52,20 @@ def agreement(matrices: Mapping[str, Matrix], labels: Sequence[str]) -> Figure:
     """
     sites = shown_sites(matrices)
     n = len(labels)
-    longest = max(map(len, labels))
-    figure, axes = grid_of_panels(len(sites), min(max(0.42 * n, 1.6), 5.0) + 0.6 + 0.07 * min(longest, 24))
+    figure, axes = grid_of_panels(len(sites), min(max(0.45 * n, 1.8), 5.0) + 0.9)
     norm = FuncNorm((_missing, _agreement), vmin=0.0, vmax=AGREEING)
     image = None
-    for ax, site in zip(axes, sites, strict=True):
+    for panel, (ax, site) in enumerate(zip(axes, sites, strict=True)):
         matrix = np.ma.masked_invalid(np.clip(matrices[site], 0.0, AGREEING))
         ax.set_facecolor("#d9d9d9")
         image = ax.imshow(matrix, cmap="magma", norm=norm, interpolation="nearest")
-        every = max(1, -(-n // 24))
-        at, names = list(range(0, n, every)), [_short(label) for label in labels[::every]]
-        ax.set_xticks(at, names, rotation=90 if longest > 2 else 0, fontsize=8.5)
-        ax.set_yticks(at, names, fontsize=8.5)
+        at = range(0, n, -(-n // MAX_LABELLED))
+        short = max(map(len, labels)) <= 4
+        below = [labels[i] if short else str(i + 1) for i in at]
+        # Long names once a row of panels: more would leave no room for the cells.
+        beside = below if short or panel % 2 else [f"{_short(labels[i], 24)}  {i + 1}" for i in at]
+        ax.set_xticks(at, below, fontsize=8.5)
+        ax.set_yticks(at, beside, fontsize=8.5)
         ax.spines[:].set_visible(True)
         ax.set(xlabel="run", ylabel="run", title=site)
         if n <= MAX_NUMBERED:
@@ -94,9 +96,10 @@ def _number_cells(ax: Axes, matrix: Matrix) -> None:
             ax.text(j, i, digits(float(value)), ha="center", va="center", fontsize=size, color=colour)
 
 
-def digits(value: float) -> str:
-    """Three decimals, rounded down: 1.000 means 1."""
-    return f"{math.floor(value * 1000 + 1e-3) / 1000:.3f}"
+def digits(value: float, places: int = 3) -> str:
+    """Rounded down: 1.000 means 1."""
+    scale = 10**places
+    return f"{math.floor(value * scale + 1e-3) / scale:.{places}f}"
 
 
 @STYLE
@@ -163,11 +166,13 @@ def pareto(points: Points, front: Bool[np.ndarray, " _n"], labels: Sequence[str]
     order = np.lexsort((-points[:, 1], points[:, 0]))
     steps = points[order][front[order]]
     ax.step(steps[:, 0], steps[:, 1], where="post", color=GREY, linewidth=1.2, zorder=1)
-    ax.plot(*points[~front].T, "o", color=BLUE, markerfacecolor="white", markersize=7, label="another run is better")
+    if not front.all():
+        ax.plot(*points[~front].T, "o", color=BLUE, markerfacecolor="w", markersize=7, label="another run is better")
     ax.plot(*points[front].T, "o", color=VERMILLION, markersize=8, label="on the front")
     _set_range(ax, points)
     _name_points(ax, points, named, labels)
     ax.set(xlabel=l0, ylabel=recon + (" (log)" if ax.get_yscale() == "log" else ""))
+    ax.yaxis.label.set_fontsize(9)
     ax.ticklabel_format(axis="x", useOffset=False)
     ax.grid()
     figure.legend(loc="outside lower center", ncols=2)
