@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vpd.errors import NonFiniteError, Stopped, VpdError
+from vpd.errors import FamilyError, NonFiniteError, Stopped, VpdError
 from vpd.signals import StopSignals
 
 app = typer.Typer(
@@ -35,12 +35,16 @@ def train(
     run_id: Annotated[str | None, typer.Option(help="Name of the run directory, in place of the file's.")] = None,
     steps: Annotated[int | None, typer.Option(help="In place of pd.steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="In place of pd.seed.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Train that many seeds of each file, each as RUN_ID-seed-K.", min=1)
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Runs trained at a time, where there are several.", min=1)] = 1,
     quiet: Quiet = False,
 ) -> None:
-    """Decompose a network; prints the run directory on its last line."""
+    """Decompose a network; prints the run directories on its last lines, one a line."""
     from vpd.commands.train import train_command
 
-    raise typer.Exit(train_command(sources, out_dir, run_id, steps, seed, quiet))
+    raise typer.Exit(train_command(sources, out_dir, run_id, steps, seed, seeds, jobs, quiet))
 
 
 @app.command()
@@ -62,6 +66,39 @@ def report(path: RunPath) -> None:
     from vpd.evaluation.report import write_report
 
     typer.echo(write_report(path))
+
+
+@app.command()
+def sweep(
+    source: Annotated[Path, typer.Argument(metavar="CONFIG", help="Run file to vary.", show_default=False)],
+    grids: Annotated[
+        list[str],
+        typer.Option("--grid", metavar="PATH=VALUE,...", help="A place and its values; several make a product."),
+    ],
+    folder: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for the run files; sweeps/NAME by default.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What every run_id begins with; the file's by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the sweep in an existing folder.")] = False,
+) -> None:
+    """Write one run file for every point of a grid."""
+    from vpd.commands.sweep import sweep_command
+
+    sweep_command(source, grids, folder, name, force)
+
+
+@app.command()
+def compare(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories.", show_default=False)],
+    folder: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for the page; beside the runs by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare runs of one target: do they find the same subcomponents?"""
+    from vpd.commands.compare import compare_command
+
+    compare_command(paths, folder, as_json)
 
 
 @config_app.command("check")
@@ -153,7 +190,7 @@ def main() -> None:
             app()
     except VpdError as error:
         _leave(str(error), 2)
-    except NonFiniteError as error:
+    except (NonFiniteError, FamilyError) as error:
         _leave(str(error), 1)
     except Stopped as error:
         _leave(str(error), 75)

@@ -22,3 +22,7 @@ class Stopped(Exception):
 
 class NonFiniteError(Exception):
     """Training met a loss that is NaN or infinite; the message names the step and the term. Exit code 1."""
+
+
+class FamilyError(Exception):
+    """Some of several runs failed and the others are finished; the message names them. Exit code 1."""

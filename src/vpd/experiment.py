@@ -237,8 +237,12 @@ def _run(
         return _train(experiment, directory, quiet, notify, signals)
 
 
-def _reopen(directory: RunDirectory, config: RunConfig) -> Toy:
-    """The stored target of a run that goes on, once its configuration is known to mean the same."""
+def refuse_another_run(directory: RunDirectory, config: RunConfig) -> None:
+    """Make sure that a run directory holds the run that a configuration means.
+
+    Raises:
+        RunError: no run directory, or another run.
+    """
     directory.read_facts()
     stored = read_run_file(directory.config).config
     changes = changed_fields(stored, config)
@@ -247,6 +251,11 @@ def _reopen(directory: RunDirectory, config: RunConfig) -> Toy:
             f"{directory.path} holds a run with other values of {', '.join(changes.trajectory)}; "
             "give this one another run_id or out_dir"
         )
+
+
+def _reopen(directory: RunDirectory, config: RunConfig) -> Toy:
+    """The stored target of a run that goes on, once its configuration is known to mean the same."""
+    refuse_another_run(directory, config)
     return load_target(directory.target)
 
 

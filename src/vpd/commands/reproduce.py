@@ -1,25 +1,21 @@
 """``vpd reproduce``: a published toy result over several seeds, beside the published row."""
 
 import json
-import multiprocessing
 import os
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from statistics import mean, stdev
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vpd.commands.family import Ended, refuse_unfinished, train_family
 from vpd.commands.tables import results_console
 from vpd.config import RunConfig, read_document, read_run_file
-from vpd.errors import ConfigError, Stopped
-from vpd.run_directory import RunDirectory, finite, write_atomically
+from vpd.errors import ConfigError
+from vpd.run_directory import finite, write_atomically
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,10 @@ def reproduce_command(
     Seeds that are finished in ``out_dir`` already are read, not trained again.
     """
     configs = [_configured(name, objective, published, untied, seed, out_dir) for seed in range(seeds)]
-    results = _train_all(configs, jobs or os.cpu_count() or 1, quiet)
+    # A toy uses one core.
+    ended = train_family(configs, [f"seed {c.pd.seed}" for c in configs], jobs or os.cpu_count() or 1, quiet)
+    refuse_unfinished(ended)
+    results = [_result(config, end) for config, end in zip(configs, ended, strict=True)]
     label = f"{name}, {'untied, ' if untied else ''}{objective} losses{', published settings' if published else ''}"
     summary = summarise(name, objective, published, untied, results)
     folder = out_dir / _label(name, objective, published, untied)
@@ -120,54 +119,16 @@ def _label(name: str, objective: str, published: bool, untied: bool) -> str:
     return "-".join([name, objective] + ["published"] * published + ["untied"] * untied)
 
 
-def _train_all(configs: Sequence[RunConfig], jobs: int, quiet: bool) -> list[SeedResult]:
-    """Each seed in a process of its own: a toy uses one core."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    # Spawned, not forked: JAX's threads don't survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with (
-        Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=quiet) as bars,
-        ProcessPoolExecutor(min(jobs, len(configs)), mp_context=context) as pool,
-    ):
-        futures = [pool.submit(_train_one, config) for config in configs]
-        tasks = [bars.add_task(f"seed {config.pd.seed}", total=config.pd.steps) for config in configs]
-        while not all(future.done() for future in futures):
-            for task, config, future in zip(tasks, configs, futures, strict=True):
-                bars.update(task, completed=_progress(config, future))
-            time.sleep(0.5)
-        for task, config in zip(tasks, configs, strict=True):
-            bars.update(task, completed=config.pd.steps)
-    return [future.result() for future in futures]
-
-
-def _progress(config: RunConfig, future: "Future[SeedResult]") -> int:
-    if future.done():
-        return config.pd.steps
-    metrics = RunDirectory(Path(str(config.out_dir)) / str(config.run_id)).metrics
-    try:
-        with metrics.open("rb") as file:
-            file.seek(max(0, metrics.stat().st_size - 8192))
-            lines = file.read().split(b"\n")
-        return int(json.loads(lines[-2])["step"])
-    except (OSError, ValueError, IndexError, KeyError):
-        return 0
-
-
-def _train_one(config: RunConfig) -> SeedResult:
+def _result(config: RunConfig, ended: Ended) -> SeedResult:
+    """What the last evaluation of a finished seed found."""
     from vpd.evaluation.report import read_records
-    from vpd.experiment import run
 
-    began = time.monotonic()
-    outcome = run(config, quiet=True)
-    if not outcome.finished:
-        raise Stopped("stopped by a signal; the same command goes on from what was saved")
-    last = read_records(outcome.directory.path).eval[-1]
+    last = read_records(ended.path).eval[-1]
     metrics, verdict = last["metrics"], last["verdict"]
     assert isinstance(metrics, dict) and isinstance(verdict, list)
     numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
     rows = [row for row in verdict if isinstance(row, dict)]
-    return SeedResult(config.pd.seed, str(outcome.directory.path), numbers, rows, time.monotonic() - began)
+    return SeedResult(config.pd.seed, str(ended.path), numbers, rows, ended.seconds)
 
 
 def summarise(

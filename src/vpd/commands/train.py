@@ -1,15 +1,17 @@
 """``vpd train``: run files in, run directories out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import typer
 
+from vpd.commands.family import refuse_unfinished, train_family
 from vpd.commands.tables import print_verdict
-from vpd.config import RunFile
+from vpd.config import RunConfig, RunFile
 from vpd.errors import ConfigError
-from vpd.experiment import Outcome, run, run_path
+from vpd.experiment import Outcome, refuse_another_run, run, run_id_of, run_path
 from vpd.face import read_with
-from vpd.run_directory import RunDirectory
+from vpd.run_directory import RunDirectory, refuse_unwritable
 
 STOPPED = 75
 
@@ -20,27 +22,68 @@ def train_command(
     run_id: str | None,
     steps: int | None,
     seed: int | None,
+    seeds: int | None,
+    jobs: int,
     quiet: bool,
 ) -> int:
-    """Train each file in turn; all are read before the first starts.
+    """Train each file, or ``seeds`` seeds of each; all are read before the first starts.
+
+    One run is trained in this process, several in processes of their own, ``jobs`` at a time.
 
     Returns:
         The exit code: 0, or 75 where a signal stopped a run.
+
+    Raises:
+        FamilyError: some of several runs failed; the others are finished.
     """
     plans = [_plan(source, out_dir, run_id, steps, seed) for source in sources]
+    if seeds is not None:
+        plans = [one for read in plans for one in _seeds_of(read, seeds)]
     paths = [run_path(read.config, read.name) for read in plans]
     for path in paths:
         if paths.count(path) > 1:
             raise ConfigError(f"run_id: two of the files mean the run directory {path}; give each a run_id of its own")
-    for read in plans:
-        for notice in read.notices:
-            _say(notice)
-    for read in plans:
-        outcome = run(read.config, read.name, quiet, _say)
-        _print_result(outcome)
-        if not outcome.finished:
-            return STOPPED
+    for notice in dict.fromkeys(notice for read in plans for notice in read.notices):
+        _say(notice)
+    if len(plans) > 1:
+        return _train_several(plans, paths, jobs, quiet)
+    outcome = run(plans[0].config, plans[0].name, quiet, _say)
+    _print_result(outcome)
+    return 0 if outcome.finished else STOPPED
+
+
+def _seeds_of(read: RunFile, seeds: int) -> list[RunFile]:
+    """The same run file with consecutive seeds from its own, each with a run directory of its own."""
+    first, name = read.config.pd.seed, run_id_of(read.config, read.name)
+    family = range(first, first + seeds)
+    # Notices are about the file, which was read once.
+    return [replace(read, config=read_with(read.config, seed=k, run_id=f"{name}-seed-{k}").config) for k in family]
+
+
+def _train_several(plans: list[RunFile], paths: list[Path], jobs: int, quiet: bool) -> int:
+    finished = [_is_finished(path, read.config) for path, read in zip(paths, plans, strict=True)]
+    for path, done in zip(paths, finished, strict=True):
+        if done:
+            _say(f"{path} is finished already, skipped")
+    update = [{"run_id": path.name, "out_dir": str(path.parent)} for path in paths]
+    configs = [read.config.model_copy(update=change) for read, change in zip(plans, update, strict=True)]
+    left = [config for config, done in zip(configs, finished, strict=True) if not done]
+    family = train_family(left, [str(config.run_id) for config in left], jobs, quiet)
+    for path in paths:
+        if path.exists():
+            typer.echo(str(path))
+    refuse_unfinished(family)
     return 0
+
+
+def _is_finished(path: Path, config: RunConfig) -> bool:
+    """Whether there is nothing left to train; a run directory that can't be made or gone on with is refused."""
+    if not path.exists():
+        refuse_unwritable(path)
+        return False
+    directory = RunDirectory(path)
+    refuse_another_run(directory, config)
+    return directory.read_facts().get("status") == "finished"
 
 
 def _plan(source: Path, out_dir: Path | None, run_id: str | None, steps: int | None, seed: int | None) -> RunFile:

@@ -28,7 +28,7 @@ PURPLE, SKY, ORANGE, GREY = "#B5558F", "#56B4E9", "#E69F00", "#767676"
 _COLOURS, _DASHES = (BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE), ("-", "--", ":")
 # Neighbours differ in dashes too, so that of two equal curves both are seen.
 _LOOKS = tuple((_DASHES[(i + i // 6) % 3], _COLOURS[i % 6]) for i in range(18))
-_STYLE = mpl.rc_context(
+STYLE = mpl.rc_context(
     {
         "font.size": 10,
         "axes.titlesize": 10.5,
@@ -101,7 +101,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-@_STYLE
+@STYLE
 def uv_plot(
     components: Mapping[str, tuple[Matrix, Matrix]], order: Order | None = None, live: Live | None = None
 ) -> Figure:
@@ -112,7 +112,7 @@ def uv_plot(
         order: a permutation of the subcomponents per site; live ones first where none is given.
         live: which subcomponents are live, by their own index; without it none is marked.
     """
-    sites = _shown(components)
+    sites = shown_sites(components)
     columns = {s: _columns(components[s][0].shape[1], s, order, live) for s in sites}
     pairs = {s: (components[s][0][:, columns[s]], components[s][1][columns[s]].T) for s in sites}
     limit = max(float(np.abs(matrix).max()) for pair in pairs.values() for matrix in pair)
@@ -133,18 +133,18 @@ def uv_plot(
     _colour_bar(figure, images[0], list(axes.flat), "weight (V and U, same scale)")
     if live:
         _legend(figure, _dot("v", GREEN, "live subcomponent"))
-    return _titled(figure, "uv_plot", sites, components)
+    return titled(figure, CAPTIONS["uv_plot"]["title"], sites, components)
 
 
-@_STYLE
+@STYLE
 def direction_plot(panels: Mapping[str, tuple[Points, Points]]) -> Figure:
     """Target feature directions in a two-dimensional hidden plane, the live subcomponents' laid over them.
 
     Args:
         panels: per site the target's directions [n_features, 2] and the learned ones [n_live, 2].
     """
-    sites = _shown(panels)
-    figure, axes = _grid(len(sites), 4.0)
+    sites = shown_sites(panels)
+    figure, axes = grid_of_panels(len(sites), 4.0)
     reach = 1.25 * max((float(np.abs(a).max()) for s in sites for a in panels[s] if a.size), default=1.0)
     for ax, site in zip(axes, sites, strict=True):
         target, learned = panels[site]
@@ -162,15 +162,15 @@ def direction_plot(panels: Mapping[str, tuple[Points, Points]]) -> Figure:
         Line2D([], [], color=SKY, linewidth=6, marker="o", markersize=10, label="target feature (numbered)"),
         Line2D([], [], color=VERMILLION, marker="X", markersize=8, label="live subcomponent"),
     )
-    return _titled(figure, "direction_plot", sites, panels)
+    return titled(figure, CAPTIONS["direction_plot"]["title"], sites, panels)
 
 
-@_STYLE
+@STYLE
 def permuted_ci_plot(ci: Mapping[str, Matrix], order: Order, live_threshold: float = 0.1) -> Figure:
     """Lower CI of every single-feature input (rows) by permuted subcomponent (columns)."""
-    sites = _shown(ci)
+    sites = shown_sites(ci)
     live = {s: np.any(ci[s] > live_threshold, axis=0) for s in sites}
-    figure, axes = _grid(len(sites), _height(max(len(ci[s]) for s in sites), len(sites)) + 0.9)
+    figure, axes = grid_of_panels(len(sites), _height(max(len(ci[s]) for s in sites), len(sites)) + 0.9)
     images: list[AxesImage] = []
     for ax, site in zip(axes, sites, strict=True):
         n_features, n = ci[site].shape
@@ -182,28 +182,28 @@ def permuted_ci_plot(ci: Mapping[str, Matrix], order: Order, live_threshold: flo
         ax.set_title(f"{site}: {live[site].sum()} live", pad=14)
     _colour_bar(figure, images[0], axes, "lower CI")
     _legend(figure, _dot("v", GREEN, f"live: CI > {live_threshold:g} for some feature"))
-    return _titled(figure, "permuted_ci_plot", sites, ci)
+    return titled(figure, CAPTIONS["permuted_ci_plot"]["title"], sites, ci)
 
 
-@_STYLE
+@STYLE
 def ci_histogram(counts: Mapping[str, Num[np.ndarray, " _bins"]], edges: Edges) -> Figure:
     """Histograms of lower CI over positions and subcomponents, counts on a log scale."""
-    sites = _shown(counts)
-    figure, axes = _grid(len(sites), 2.5)
+    sites = shown_sites(counts)
+    figure, axes = grid_of_panels(len(sites), 2.5)
     top = 3.0 * max(1.0, *(float(counts[s].max()) for s in sites))
     for ax, site in zip(axes, sites, strict=True):
         # A count of 1 must show on a log axis, so bars stand on 0.5; empty bins stay below it.
         ax.stairs(np.maximum(counts[site], 0.5), edges, baseline=0.5, fill=True, color=BLUE)
         ax.set(yscale="log", ylim=(0.5, top), xlim=(edges[0], edges[-1]), title=site)
         ax.set(xlabel="lower CI of a subcomponent at a position", ylabel="count (log)")
-    return _titled(figure, "ci_histogram", sites, counts)
+    return titled(figure, CAPTIONS["ci_histogram"]["title"], sites, counts)
 
 
-@_STYLE
+@STYLE
 def activation_density(density: Spectra, threshold: float) -> Figure:
     """Fraction of positions at which each subcomponent's lower CI exceeds the threshold, sorted."""
-    sites = _shown(density)
-    figure, axes = _grid(len(sites), 2.6)
+    sites = shown_sites(density)
+    figure, axes = grid_of_panels(len(sites), 2.6)
     lowest = min(float(density[s][density[s] > 0].min(initial=1e-2)) for s in sites)
     floor = 10.0 ** math.floor(math.log10(lowest) - 1e-9)
     for ax, site in zip(axes, sites, strict=True):
@@ -212,13 +212,13 @@ def activation_density(density: Spectra, threshold: float) -> Figure:
         ax.set(yscale="log", ylim=(floor / 2, 1.5), ylabel="fraction of positions")
         ax.set_title(f"{site}: {(values > 0).sum()} of {len(values)} fire")
     _legend(figure, _dot("o", BLUE, "fires"), _dot("o", GREY, "never fires (0, drawn at the bottom)", False))
-    return _titled(figure, "activation_density", sites, density, f" (lower CI above {threshold:g})")
+    return titled(figure, CAPTIONS["activation_density"]["title"], sites, density, f" (lower CI above {threshold:g})")
 
 
-@_STYLE
+@STYLE
 def ci_mean_spectrum(mean_ci: Spectra, alive_threshold: float = 1e-6) -> Figure:
     """Sorted mean CI per subcomponent, on a log and a linear scale, with the cut between alive and dead."""
-    sites = _shown(mean_ci)
+    sites = shown_sites(mean_ci)
     figure = Figure(figsize=(9, (2.5 if len(sites) <= 4 else 2.0) * len(sites) + 1.0))
     axes = figure.subplots(len(sites), 2, squeeze=False)
     lowest = min(alive_threshold, *(float(mean_ci[s][mean_ci[s] > 0].min(initial=1.0)) for s in sites))
@@ -237,10 +237,10 @@ def ci_mean_spectrum(mean_ci: Spectra, alive_threshold: float = 1e-6) -> Figure:
             ax.axhline(alive_threshold, color="black", linestyle="--", linewidth=1)
     cut = Line2D([], [], color="black", linestyle="--", linewidth=1, label=f"cut at {alive_threshold:g}")
     _legend(figure, _dot("o", BLUE, "alive"), _dot("o", GREY, "dead (zeros at the bottom)", False), cut)
-    return _titled(figure, "ci_mean_spectrum", sites, mean_ci)
+    return titled(figure, CAPTIONS["ci_mean_spectrum"]["title"], sites, mean_ci)
 
 
-@_STYLE
+@STYLE
 def loss_curves(steps: Steps, series: Series, total: str = "total") -> Figure:
     """Loss terms over training on a log scale; NaN where a term was not active.
 
@@ -251,10 +251,10 @@ def loss_curves(steps: Steps, series: Series, total: str = "total") -> Figure:
     figure, ax = _curves(steps, drawn, thick=total)
     ax.set(yscale="log", ylabel="loss (log)")
     absent = ", ".join(name for name in series if name not in drawn)
-    return _titled(figure, "loss_curves", note=f" (nothing to draw for {absent})" if absent else "")
+    return titled(figure, CAPTIONS["loss_curves"]["title"], note=f" (nothing to draw for {absent})" if absent else "")
 
 
-@_STYLE
+@STYLE
 def l0_curve(steps: Steps, series: Series) -> Figure:
     """Mean number of subcomponents in use per position, per site, over training.
 
@@ -262,7 +262,7 @@ def l0_curve(steps: Steps, series: Series) -> Figure:
         ValueError: when no value is finite.
     """
     given = _finite(series)
-    sites = _shown(given)
+    sites = shown_sites(given)
     figure, ax = _curves(steps, {s: given[s] for s in sites})
     every = np.concatenate([given[s] for s in sites])
     low, high = float(np.nanmin(every)), float(np.nanmax(every))
@@ -270,7 +270,7 @@ def l0_curve(steps: Steps, series: Series) -> Figure:
     ax.set_ylabel("subcomponents per position" + (" (log)" if log else ""))
     ax.set_yscale("log" if log else "linear")
     ax.set_ylim(0.7 * low if log else 0, 1.2 * max(high, 1e-9))
-    return _titled(figure, "l0_curve", sites, given)
+    return titled(figure, CAPTIONS["l0_curve"]["title"], sites, given)
 
 
 def _finite(series: Series) -> dict[str, Float[np.ndarray, " _n"]]:
@@ -282,25 +282,25 @@ def _finite(series: Series) -> dict[str, Float[np.ndarray, " _n"]]:
     return drawn
 
 
-def _shown(sites: Mapping[str, object]) -> list[str]:
+def shown_sites(sites: Mapping[str, object]) -> list[str]:
     """The first sites, as many as one figure can hold."""
     if not sites:
         raise ValueError("a figure needs at least one site, and got none")
     return list(sites)[:MAX_SITES]
 
 
-def _titled(
-    figure: Figure, name: str, shown: Sequence[str] = (), given: Collection[str] = (), note: str = ""
+def titled(
+    figure: Figure, title: str, shown: Sequence[str] = (), given: Collection[str] = (), note: str = ""
 ) -> Figure:
     """Sets the title, wrapped to the figure, and says so when sites were left out."""
     if len(given) > len(shown):
         note += f" (first {len(shown)} of {len(given)} sites)"
-    title = textwrap.fill(CAPTIONS[name]["title"] + note, int(figure.get_figwidth() * 10.5))
+    title = textwrap.fill(title + note, int(figure.get_figwidth() * 10.5))
     figure.suptitle(title, x=0.02, ha="left", fontsize=12, fontweight="bold")
     return figure
 
 
-def _grid(n: int, panel_height: float) -> tuple[Figure, list[Axes]]:
+def grid_of_panels(n: int, panel_height: float) -> tuple[Figure, list[Axes]]:
     """n panels, two a row: narrower ones could not be read on a phone."""
     n_columns = min(n, 2)
     n_rows = math.ceil(n / n_columns)

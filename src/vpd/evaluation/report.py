@@ -1,20 +1,18 @@
 """The report of a run: one HTML file that opens anywhere, made from what lies in the run directory."""
 
-import base64
 import json
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
-from jinja2 import Environment, StrictUndefined
 
 from vpd.errors import RunError
+from vpd.evaluation.page import Picture, picture, render_page
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Record: TypeAlias = dict[str, Json]
@@ -114,14 +112,6 @@ class _Metric(NamedTuple):
     step: int
 
 
-class _Picture(NamedTuple):
-    stem: str
-    title: str
-    caption: str
-    png: str
-    width: int
-
-
 def _render(run_dir: Path, records: Records) -> str:
     run = _read_object(run_dir / "run.json")
     status = _text(run.get("status") or "status unknown")
@@ -129,9 +119,8 @@ def _render(run_dir: Path, records: Records) -> str:
     figures_step, figures = _figures(run_dir)
     config = run_dir / "config.yaml"
     steps = [step for record in (*records.train, *records.eval) if isinstance(step := record["step"], int)]
-    source = resources.files("vpd.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(source)
-    return template.render(
+    return render_page(
+        "report.html.jinja",
         name=_text(run.get("run_id") or run_dir.resolve().name),
         status=status,
         step=max(steps, default=None),
@@ -200,7 +189,7 @@ def _latest_metrics(evals: Sequence[Record]) -> list[_Metric]:
     return list(latest.values())
 
 
-def _figures(run_dir: Path) -> tuple[int | None, list[_Picture]]:
+def _figures(run_dir: Path) -> tuple[int | None, list[Picture]]:
     """The pictures of the newest evaluation that drew some, in the order of their captions."""
     drawn = {
         int(folder.name): folder
@@ -216,18 +205,16 @@ def _figures(run_dir: Path) -> tuple[int | None, list[_Picture]]:
     return max(drawn), [_picture(path.stem, path.read_bytes(), captions.get(path.stem)) for path in paths]
 
 
-def _picture(stem: str, png: bytes, words: Json) -> _Picture:
+def _picture(stem: str, png: bytes, words: Json) -> Picture:
     said = words if isinstance(words, dict) else {}
-    width = int.from_bytes(png[16:20], "big") // 2  # of the PNG header; figures have two pixels per point of a page
-    title = _text(said.get("title") or stem.replace("_", " "))
-    return _Picture(stem, title, _text(said.get("caption") or ""), base64.b64encode(png).decode("ascii"), width)
+    return picture(stem, png, _text(said.get("title") or stem.replace("_", " ")), _text(said.get("caption") or ""))
 
 
-def _curves(records: Records, drawn: Sequence[_Picture]) -> list[_Picture]:
+def _curves(records: Records, drawn: Sequence[Picture]) -> list[Picture]:
     """Losses and L0 over training, where there is something to draw and the evaluation has not drawn it."""
     from vpd.evaluation import figures  # matplotlib is slow to import, and reading records needs none of it
 
-    pictures: list[_Picture] = []
+    pictures: list[Picture] = []
     losses = _series(records.train, "loss/")
     sparsities = _series([_metrics(record) for record in records.eval], "CI_L0/")
     if any(np.any(values > 0) for values in losses.values()):

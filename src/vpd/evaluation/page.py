@@ -1,0 +1,43 @@
+"""What the HTML pages share: templates of one style, and pictures that lie in the page itself."""
+
+import base64
+from importlib import resources
+from typing import NamedTuple
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+
+class Picture(NamedTuple):
+    """A figure of a page.
+
+    Attributes:
+        stem: its file name without the ending.
+        title: what it shows.
+        caption: what a good one looks like.
+        png: base64.
+        width: on the page, in its points.
+    """
+
+    stem: str
+    title: str
+    caption: str
+    png: str
+    width: int
+
+
+def picture(stem: str, png: bytes, title: str, caption: str) -> Picture:
+    """A figure as it lies in a page."""
+    width = int.from_bytes(png[16:20], "big") // 2  # of the PNG header; figures have two pixels per point of a page
+    return Picture(stem, title, caption, base64.b64encode(png).decode("ascii"), width)
+
+
+def render_page(template: str, **values: object) -> str:
+    """An HTML page from a template of this package; every value is escaped, a missing one is an error."""
+    environment = Environment(
+        loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(template).render(**values)
+
+
+def _source(name: str) -> str:
+    return resources.files("vpd.evaluation").joinpath(name).read_text(encoding="utf-8")
