@@ -30,12 +30,12 @@ RIDER = {"hidden_acts_reconstruction": {"coeff": 0.5, "sites": ["linear1"]}}
 MERGED = PERSISTENT | {"type": "MergedStochasticPersistentReconLoss", "adv_fraction": 0.5, "n_samples": 2}
 
 EXTENSIONS: dict[str, dict[str, object]] = {
-    "muon": {"pd__components_optimizer": MUON, "pd__ci_fn_optimizer": MUON, "pd__ci_config": SHARED},
-    "transformer": {"pd__ci_config": GLOBAL},
-    "chunkwise": {"pd__ci_config": CHUNKWISE},
+    "muon": {"eval": None, "pd__components_optimizer": MUON, "pd__ci_fn_optimizer": MUON, "pd__ci_config": SHARED},
+    "transformer": {"eval": None, "pd__ci_config": GLOBAL},
+    "chunkwise": {"eval": None, "pd__ci_config": CHUNKWISE},
     "riders": {"pd__loss_metrics": [FAITHFULNESS, MINIMALITY, STOCHASTIC | RIDER, PERSISTENT | RIDER]},
     "merged": {"pd__loss_metrics": [FAITHFULNESS, MINIMALITY, MERGED]},
-    "svd": {"pd__initialization": "svd", "pd__faithfulness_warmup_steps": 0},
+    "svd": {"eval": None, "pd__initialization": "svd", "pd__faithfulness_warmup_steps": 0},
 }
 
 

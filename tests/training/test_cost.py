@@ -101,7 +101,8 @@ SETS: dict[str, list[dict[str, Any]]] = {
     "routed": [SUBSET],
     "unmasked": [UNMASKED],
     "ci_masked": [MASKED],
-    "hidden_acts": [STOCHASTIC, HIDDEN],  # alone, it would leave the last product of the clean forward unused
+    "hidden_acts": [HIDDEN],
+    "rider": [STOCHASTIC | {"hidden_acts_reconstruction": {"coeff": 1.0, "sites": ["*"]}}],
     "fresh": [PGD],
     "fresh_layerwise": [PGD_LAYERWISE],
     "persistent": [PERSISTENT],
