@@ -20,26 +20,49 @@ from vpd.run_directory import finite, write_atomically
 
 @dataclass(frozen=True)
 class Published:
-    """A row of the SPD paper (arXiv:2506.20790): mean and standard deviation over seeds, live subcomponents a site."""
+    """A row of the SPD paper (arXiv:2506.20790).
 
-    mmcs: tuple[float, float]
-    ml2r: tuple[float, float]
+    Attributes:
+        live: subcomponents a site or group of sites, as far as they are published.
+        settings: the paper's, where a recipe is shorter.
+        mmcs: mean and standard deviation over seeds.
+        ml2r: likewise.
+    """
+
     live: Mapping[str, int]
+    settings: Mapping[str, object]
+    mmcs: tuple[float, float] | None = None
+    ml2r: tuple[float, float] | None = None
 
 
-PUBLISHED: dict[str, Published] = {
-    "tms-5-2": Published((1.000, 0.000), (0.993, 0.002), {"linear1": 5, "linear2": 5}),
-    "tms-5-2-id": Published((1.000, 0.000), (0.992, 0.010), {"linear1": 5, "hidden_layers.0": 2, "linear2": 5}),
-    "tms-40-10": Published((1.000, 0.000), (1.010, 0.007), {"linear1": 40, "linear2": 40}),
-    "tms-40-10-id": Published((1.000, 0.000), (1.031, 0.001), {"linear1": 40, "hidden_layers.0": 10, "linear2": 40}),
-}
-OBJECTIVES = ("spd", "vpd")
-PUBLISHED_SETTINGS: Mapping[str, object] = {
+def _both_groups(schedule: Mapping[str, object]) -> dict[str, object]:
+    return {group: {"lr_schedule": schedule} for group in ("components_optimizer", "ci_fn_optimizer")}
+
+
+def _resid(live: Mapping[str, int], C: int, steps: int, lr: float, width: int = 16) -> Published:
+    sites = [{"module_pattern": f"layers.*.{part}", "C": C} for part in ("mlp_in", "mlp_out")]
+    gates = {"mode": "layerwise", "fn_type": "mlp", "hidden_dims": [width]}
+    return Published(
+        live, _both_groups({"start_val": lr}) | {"steps": steps, "decomposition_targets": sites, "ci_config": gates}
+    )
+
+
+_TMS = _both_groups({"start_val": 1e-3, "fn_type": "cosine", "final_val_frac": 0.0}) | {
     "steps": 40000,
     "batch_size": 4096,
-    "components_optimizer": {"lr_schedule": {"start_val": 1e-3, "fn_type": "cosine", "final_val_frac": 0.0}},
-    "ci_fn_optimizer": {"lr_schedule": {"start_val": 1e-3, "fn_type": "cosine", "final_val_frac": 0.0}},
 }
+PUBLISHED: dict[str, Published] = {
+    "tms-5-2": Published({"linear1": 5, "linear2": 5}, _TMS, (1.000, 0.000), (0.993, 0.002)),
+    "tms-5-2-id": Published({"linear1": 5, "hidden_layers.0": 2, "linear2": 5}, _TMS, (1.000, 0.000), (0.992, 0.010)),
+    "tms-40-10": Published({"linear1": 40, "linear2": 40}, _TMS, (1.000, 0.000), (1.010, 0.007)),
+    "tms-40-10-id": Published(
+        {"linear1": 40, "hidden_layers.0": 10, "linear2": 40}, _TMS, (1.000, 0.000), (1.031, 0.001)
+    ),
+    "resid-mlp-1": _resid({"layers.0.mlp_in": 100, "layers.0.mlp_out": 50}, 100, 30000, 2e-3),
+    "resid-mlp-2": _resid({"layers.*.mlp_in": 100}, 400, 50000, 1e-3),
+    "resid-mlp-3": _resid({"layers.*.mlp_in": 102}, 500, 200000, 1e-3, 128),
+}
+OBJECTIVES = ("spd", "vpd")
 
 
 @dataclass(frozen=True)
@@ -90,16 +113,18 @@ def reproduce_command(
     return 0
 
 
-def recipe(name: str, objective: str) -> Path:
+def recipe(name: str, objective: str, untied: bool = False) -> Path:
     """The run file that ships with the package.
 
     Raises:
-        ConfigError: a name or an objective there is none for.
+        ConfigError: a name or an objective there is none for, or untied where nothing is tied.
     """
     if name not in PUBLISHED:
         raise ConfigError(f"there is no reproduction {name!r}; choose one of {', '.join(PUBLISHED)}")
     if objective not in OBJECTIVES:
         raise ConfigError(f"there is no objective {objective!r}; choose spd (the published losses) or vpd")
+    if untied and not name.startswith("tms"):
+        raise ConfigError(f"{name} has no tied weights; leave --untied out")
     file = Path(str(resources.files("vpd") / "recipes" / f"{name}{'.vpd' if objective == 'vpd' else ''}.yaml"))
     if not file.exists():
         raise ConfigError(f"{name} has no recipe under the VPD objective; use --objective spd, or tms-5-2")
@@ -107,10 +132,14 @@ def recipe(name: str, objective: str) -> Path:
 
 
 def _configured(name: str, objective: str, published: bool, untied: bool, seed: int, out_dir: Path) -> RunConfig:
-    content = read_document(recipe(name, objective))
+    content = read_document(recipe(name, objective, untied))
     pd = content["pd"]
     assert isinstance(pd, dict)
-    pd |= {"seed": seed} | (dict(PUBLISHED_SETTINGS) if published else {}) | ({"tied_weights": []} if untied else {})
+    pd |= (
+        {"seed": seed}
+        | (dict(PUBLISHED[name].settings) if published else {})
+        | ({"tied_weights": []} if untied else {})
+    )
     label = _label(name, objective, published, untied)
     return read_run_file(content | {"out_dir": str(out_dir / label), "run_id": f"seed-{seed}"}).config
 
@@ -166,7 +195,7 @@ def _print(name: str, label: str, results: Sequence[SeedResult]) -> None:
     spread = [_mean_sd([_over_sites(r, key) for r in results]) for key in ("MMCS", "MMCS_rank_one", "ML2R")]
     table.add_row("mean ± sd", "", "", *spread, "")
     live = " / ".join(str(n) for n in published.live.values())
-    paper = [f"{m:.3f} ± {sd:.3f}" for m, sd in (published.mmcs, published.ml2r)]
+    paper = [f"{row[0]:.3f} ± {row[1]:.3f}" if row else "" for row in (published.mmcs, published.ml2r)]
     table.add_row("published", live, "", paper[0], "", paper[1], "")
     results_console().print(table)
 

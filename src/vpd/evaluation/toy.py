@@ -125,11 +125,18 @@ def truth_verdict(target: FeatureToy, groups: Sequence[Group], single: SingleFea
 
     A hidden identity layer of a TMS, and the ``mlp_out`` of a ResidMLP, are judged by their dense pattern and their
     live count. The bars of a ResidMLP are on recovered and live subcomponents and on importances at 0.2; the rest is
-    reported beside them.
+    reported beside them. Where it has several layers a feature may be served by some of them or by all, so that there
+    is no bar on how many subcomponents are live in ``mlp_in``.
     """
     rows: list[VerdictRow] = []
     for group in groups:
-        rows += _feature_rows(target, group, np.concatenate([single[site] for site in group.sites], axis=1))
+        rows += _feature_rows(target, group)
+        for site in group.sites:
+            if len(group.sites) > 1:
+                live = int(np.sum(live_subcomponents(single[site], TOLERANCE)))
+                rows.append(verdict_row("live subcomponents", site, live, "", None))
+            errors = [identity_error(single[site], t) for t in (TOLERANCE, LOOSE_TOLERANCE)]
+            rows += _error_rows(target, site, errors, judged=len(group.sites) == 1)
     for site, width in _dense_sites(target, single).items():
         live = int(np.sum(live_subcomponents(single[site], TOLERANCE)))
         rows.append(verdict_row("live subcomponents", site, live, f"{width}", live == width))
@@ -137,9 +144,9 @@ def truth_verdict(target: FeatureToy, groups: Sequence[Group], single: SingleFea
     return rows
 
 
-def _feature_rows(target: FeatureToy, group: Group, ci: Float[np.ndarray, "n_features C"]) -> list[VerdictRow]:
+def _feature_rows(target: FeatureToy, group: Group) -> list[VerdictRow]:
     n, site, match = target.n_features, group.label, group.match
-    exact = isinstance(target, TMS)
+    exact, one_site = isinstance(target, TMS), len(group.sites) == 1
     geometry = [
         ("column MMCS", match.mmcs, f"≥ {MMCS_BAR}", match.mmcs >= MMCS_BAR),
         ("rank-one cosine", match.rank_one_mmcs, f"≥ {RANK_ONE_BAR}", match.rank_one_mmcs >= RANK_ONE_BAR),
@@ -147,21 +154,20 @@ def _feature_rows(target: FeatureToy, group: Group, ci: Float[np.ndarray, "n_fea
     ]
     return [
         verdict_row("features recovered", site, match.recovered, f"{n}", match.recovered == n),
-        verdict_row("live subcomponents", site, match.live, f"{n}", match.live == n),
+        verdict_row("live subcomponents", site, match.live, f"{n}", match.live == n if one_site else None),
         *(
             verdict_row(measure, site, value, bar if exact else "", ok if exact else None)
             for measure, value, bar, ok in geometry
         ),
-        *_error_rows(target, site, [identity_error(ci, tolerance) for tolerance in (TOLERANCE, LOOSE_TOLERANCE)]),
     ]
 
 
-def _error_rows(target: FeatureToy, site: str, errors: Sequence[int]) -> list[VerdictRow]:
+def _error_rows(target: FeatureToy, site: str, errors: Sequence[int], judged: bool = True) -> list[VerdictRow]:
     tight, loose = errors
     if isinstance(target, TMS):
         return [verdict_row(f"IdentityCIError at {TOLERANCE}", site, tight, "0", tight == 0)]
     return [
-        verdict_row(f"IdentityCIError at {LOOSE_TOLERANCE}", site, loose, "0", loose == 0),
+        verdict_row(f"IdentityCIError at {LOOSE_TOLERANCE}", site, loose, "0", loose == 0 if judged else None),
         verdict_row(f"IdentityCIError at {TOLERANCE}", site, tight, "", None),
     ]
 
