@@ -147,7 +147,7 @@ def config_reference() -> None:
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(help="tms-5-2[-id], tms-40-10[-id] or resid-mlp-1, -2, -3.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="tms-5-2[-id], tms-40-10[-id], resid-mlp-1|2|3.", show_default=False)],
     seeds: Annotated[int, typer.Option(help="Number of seeds.", min=1)] = 5,
     objective: Annotated[
         str, typer.Option(help="spd: the published losses; vpd: with a persistent adversary.")

@@ -17,6 +17,8 @@ from vpd.evaluation import figures
 from vpd.evaluation.accumulate import HISTOGRAM_BINS, Pass
 from vpd.evaluation.ground_truth import live_subcomponents
 from vpd.evaluation.identity import densest_columns, match_columns
+from vpd.evaluation.induction import CONTRAST
+from vpd.evaluation.induction_figures import induction_plot
 from vpd.evaluation.suite import ALIVE_MEAN_CI, Evaluation
 from vpd.targets import TMS, Target
 from vpd.training.state import Decomposition
@@ -61,6 +63,8 @@ def _figures(
     live = {site: live_subcomponents(ci) for site, ci in found.single_features.items()}
     if isinstance(target, TMS) and target.linear1.shape[1] == 2:
         yield "direction_plot", figures.direction_plot(_directions(found, target, decomposition))
+    if found.induction is not None:
+        yield "induction_plot", induction_plot(found.induction.l0, found.induction.contrast, CONTRAST)
     for metric in metrics:
         match metric:
             case named.PermutedCIPlots():

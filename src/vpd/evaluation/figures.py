@@ -87,6 +87,10 @@ CAPTIONS: dict[str, dict[str, str]] = {
         "Training loss by term",
         "faithfulness and reconstruction end low, and importance minimality has settled.",
     ),
+    "induction_plot": _caption(
+        "What repeated tokens need",
+        "few subcomponents stand out on repeated tokens, in the second layer; without them induction is gone.",
+    ),
     "l0_curve": _caption(
         "Subcomponents in use per position (L0)",
         "falls from C to about the mean number of active mechanisms, and stays there.",
