@@ -1,5 +1,5 @@
 """``python -m vpd`` is ``vpd``."""
 
-from vpd.cli import main
+from vpd.cli import entry
 
-main()
+entry()

@@ -1,6 +1,7 @@
 """``vpd``: parses the command line and calls one function each."""
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -198,6 +199,21 @@ def main() -> None:
         _leave("stopped by a signal; the same command goes on from what was saved", 75)
     except OSError as error:
         _leave(f"the file system refused: {error.strerror or error} ({error.filename or 'no file named'})", 1)
+
+
+def entry() -> None:
+    """The command itself: :func:`main`, and after a failure nothing more.
+
+    Threads of libraries that were interrupted would otherwise have their say after the sentence that explains it.
+    """
+    try:
+        main()
+    except SystemExit as left:
+        if isinstance(left.code, int) and left.code:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(left.code)
+        raise
 
 
 def _leave(message: str, code: int) -> None:

@@ -24,7 +24,7 @@ from vpd.evaluation.drawing import write_figures
 from vpd.evaluation.report import write_report
 from vpd.evaluation.suite import Evaluation, Suite
 from vpd.objective.total import persistent_terms
-from vpd.progress import training_meter
+from vpd.progress import target_meter, training_meter
 from vpd.run_directory import RunDirectory, create_run_directory, refuse_unwritable, write_atomically
 from vpd.signals import StopSignals
 from vpd.targets import TMS, Induction, ResidMLP, frozen_weights
@@ -59,14 +59,15 @@ class Experiment:
     eval_batch: Draw | None
 
 
-def build(config: RunConfig, target: Toy | None = None) -> Experiment:
+def build(config: RunConfig, target: Toy | None = None, quiet: bool = True) -> Experiment:
     """Turn a run file into its objects; trains the target where it is not given and not cached.
 
     Args:
         config: read and supported.
         target: the frozen network, where it is at hand already.
+        quiet: no progress bar while the target is trained.
     """
-    target = target or _target(config)
+    target = target or _target(config, quiet)
     runtime = config.runtime
     bfloat16 = jax.default_backend() != "cpu" if runtime.autocast_bf16 is None else runtime.autocast_bf16
     sites = sites_from(config.pd, target)
@@ -99,14 +100,15 @@ def leading_of(config: RunConfig, target: Toy) -> tuple[int, ...]:
     return (batch, target.seq_len) if isinstance(target, Induction) else (batch,)
 
 
-def _target(config: RunConfig) -> Toy:
+def _target(config: RunConfig, quiet: bool) -> Toy:
     block = config.target
     assert not isinstance(block, LMTarget), "language models are refused when the run file is read"
     if isinstance(block, StoredTarget):
         return load_stored(block, config.target_kind)
     draw = batches(config, fresh_target(block), block.pretrain.batch_size, "pretrain")
     data = config.data.model_dump(mode="json") if config.data else None
-    return build_toy(block, data, partial(draw, jnp.asarray(block.pretrain.seed, jnp.uint32)))
+    seed = jnp.asarray(block.pretrain.seed, jnp.uint32)
+    return build_toy(block, data, partial(draw, seed), partial(target_meter, quiet=quiet))
 
 
 def first_state(experiment: Experiment) -> TrainState:
@@ -221,7 +223,7 @@ def _run(
         experiment = build(config, target)
     else:
         refuse_unwritable(path)
-        experiment = build(config)
+        experiment = build(config, quiet=quiet)
         directory = create_run_directory(
             path, dump_run_file(config), _facts(config, path.name), target_bytes(experiment.target)
         )

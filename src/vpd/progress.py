@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -38,21 +38,21 @@ def _short(name: str) -> str:
 
 
 @contextmanager
-def training_meter(steps: int, start: int, quiet: bool = False) -> Generator[Meter]:
+def training_meter(steps: int, start: int, quiet: bool = False, what: str = "training") -> Generator[Meter]:
     """A progress bar with losses, steps a second and the time left; every 15 s a line where there is no terminal."""
     if quiet:
         yield lambda done, scalars: None
     elif sys.stderr.isatty():
-        with _live(steps, start) as meter:
+        with _live(steps, start, what) as meter:
             yield meter
     else:
-        yield _plain(steps, start)
+        yield _plain(steps, start, what)
 
 
 @contextmanager
-def _live(steps: int, start: int) -> Generator[Meter]:
+def _live(steps: int, start: int, what: str) -> Generator[Meter]:
     columns = (
-        TextColumn("training"),
+        TextColumn(what),
         BarColumn(bar_width=None),
         TaskProgressColumn(),
         TextColumn("{task.completed}/{task.total}"),
@@ -62,7 +62,7 @@ def _live(steps: int, start: int) -> Generator[Meter]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, TextColumn("\n{task.fields[losses]}"), console=console()) as bars:
-        task = bars.add_task("training", total=steps, completed=start, losses="", rate="")
+        task = bars.add_task(what, total=steps, completed=start, losses="", rate="")
         clock = _Rate(start)
 
         def show(done: int, scalars: Mapping[str, float]) -> None:
@@ -71,7 +71,7 @@ def _live(steps: int, start: int) -> Generator[Meter]:
         yield show
 
 
-def _plain(steps: int, start: int) -> Meter:
+def _plain(steps: int, start: int, what: str) -> Meter:
     clock, shown = _Rate(start), [time.monotonic()]
 
     def show(done: int, scalars: Mapping[str, float]) -> None:
@@ -81,10 +81,17 @@ def _plain(steps: int, start: int) -> Meter:
         shown[0] = now
         rate = clock(done)
         left = (steps - done) / rate if rate else 0.0
-        line = f"step {done}/{steps}  {rate:.0f} steps/s  {left:.0f} s left  {summary(scalars)}"
+        line = f"{what}: step {done}/{steps}  {rate:.0f} steps/s  {left:.0f} s left  {summary(scalars)}"
         print(line, file=sys.stderr, flush=True)
 
     return show
+
+
+@contextmanager
+def target_meter(steps: int, quiet: bool = False) -> Generator[Callable[[int], None]]:
+    """As :func:`training_meter`, for a target that is trained before it is decomposed."""
+    with training_meter(steps, 0, quiet, "training the target") as meter:
+        yield lambda done: meter(done, {})
 
 
 class _Rate:

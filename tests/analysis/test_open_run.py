@@ -55,6 +55,21 @@ def test_a_mask_of_another_number_of_subcomponents(shape: tuple[int, ...], tiny_
         tiny_run.masked_output(batch, {"linear1": jnp.ones(shape)})
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        jnp.ones((15, 6)),
+        jnp.ones((2, 16, 6)),
+        SiteMask(jnp.ones((16, 6)), delta=jnp.ones(15)),
+        SiteMask(jnp.ones((16, 6)), routing=jnp.ones((1, 16), bool)),
+    ],
+    ids=["mask", "more axes", "delta mask", "routing"],
+)
+def test_a_mask_for_another_batch(mask: jax.Array | SiteMask, tiny_run: Run, batch: jax.Array) -> None:
+    with pytest.raises(RunError, match=r"the batch has \(16,\)"):
+        tiny_run.masked_output(batch, {"linear1": mask})
+
+
 @pytest.mark.parametrize("name", ["linear3", "", "linear"])
 def test_a_site_that_is_not_decomposed(name: str, tiny_run: Run, batch: jax.Array) -> None:
     with pytest.raises(RunError, match="linear1, linear2"):

@@ -1,12 +1,13 @@
 """``open_run``: a run directory as a network that can be looked into."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from vpd.config import read_run_file
@@ -19,7 +20,7 @@ from vpd.targets import Target, clean_forward, masked_forward
 from vpd.targets.weights import load_target
 from vpd.training.checkpoint import Checkpoints
 from vpd.training.state import Decomposition
-from vpd.training.step import lower_importances
+from vpd.training.step import leading_shape, lower_importances
 
 Masks = Mapping[str, Float[Array, "..."] | SiteMask]
 
@@ -84,8 +85,9 @@ class Run:
                 delta mask and routing. Sites that are not named run frozen.
 
         Raises:
-            RunError: a site that is not decomposed, or a mask with another number of subcomponents.
+            RunError: a site that is not decomposed, or a mask that doesn't fit its subcomponents or the batch.
         """
+        leading = self._leading(batch)
         ready: dict[str, SiteMask] = {}
         for site, mask in masks.items():
             site_mask = mask if isinstance(mask, SiteMask) else SiteMask(jnp.asarray(mask))
@@ -94,8 +96,17 @@ class Run:
                 raise RunError(
                     f"the mask of {site!r} has shape {site_mask.component.shape}; its last axis must be C = {C}"
                 )
+            for name, part in _parts(site_mask):
+                if not _spreads(part, leading):
+                    raise RunError(f"the {name} of {site!r} is for positions of shape {part}; the batch has {leading}")
             ready[site] = site_mask
         return self._masked(self.experiment.target, self.decomposition, batch, ready)
+
+    def _leading(self, batch: Shaped[Array, "..."]) -> tuple[int, ...]:
+        """Shape of the positions of a batch: ``(batch,)`` or ``(batch, sequence)``."""
+        problem = self.experiment.problem
+        _, inputs = jax.eval_shape(clean_forward, self.experiment.target, batch)
+        return leading_shape(problem, inputs)
 
     @cached_property
     def _clean(self):
@@ -111,6 +122,23 @@ class Run:
             return masked_forward(target, decomposition.components, batch, masks)
 
         return jax.jit(masked)
+
+
+def _parts(mask: SiteMask) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """What a mask is made of, with the shape of its positions."""
+    yield "mask", mask.component.shape[:-1]
+    if mask.delta is not None:
+        yield "delta mask", mask.delta.shape
+    if mask.routing is not None:
+        yield "routing", mask.routing.shape
+
+
+def _spreads(shape: tuple[int, ...], leading: tuple[int, ...]) -> bool:
+    """Whether a shape broadcasts to the positions of a batch."""
+    try:
+        return np.broadcast_shapes(shape, leading) == leading
+    except ValueError:
+        return False
 
 
 def open_run(path: str | Path, step: int | None = None) -> Run:

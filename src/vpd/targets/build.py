@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from jaxtyping import Array, Float, Int, Shaped
@@ -12,6 +13,7 @@ from vpd.config.targets import InductionTarget, ResidMLPTarget, StoredTarget, TM
 from vpd.errors import RunError
 from vpd.run_directory import write_atomically
 from vpd.targets.induction import Induction, init_induction, pretrain_induction
+from vpd.targets.pretraining import Progress, unseen
 from vpd.targets.resid_mlp import ResidMLP, init_resid_mlp, pretrain_resid_mlp
 from vpd.targets.tms import TMS, init_tms, pretrain_tms
 from vpd.targets.weights import NAMES, Toy, load_target, target_bytes
@@ -20,6 +22,7 @@ from vpd.targets.weights import NAMES, Toy, load_target, target_bytes
 RECIPE = 1
 
 CLASSES: dict[str, type] = {"tms": TMS, "resid_mlp": ResidMLP, "induction": Induction}
+Watch = Callable[[int], AbstractContextManager[Progress]]
 Draw = Callable[[Int[Array, ""]], Shaped[Array, "batch ..."]]
 
 
@@ -67,30 +70,34 @@ def fresh_target(config: ToyTarget) -> Toy:
             return init_induction(config.vocab, config.d_model, config.n_layers, config.n_heads, config.seq_len, seed)
 
 
-def pretrain(fresh: Toy, draw: Draw, steps: int, lr: float) -> tuple[Toy, Float[Array, ""]]:
+def pretrain(
+    fresh: Toy, draw: Draw, steps: int, lr: float, progress: Progress = unseen
+) -> tuple[Toy, Float[Array, ""]]:
     """The trained target and its last loss."""
     match fresh:
         case TMS():
-            return pretrain_tms(fresh, draw, steps, lr)
+            return pretrain_tms(fresh, draw, steps, lr, progress)
         case ResidMLP():
-            return pretrain_resid_mlp(fresh, draw, steps, lr)
+            return pretrain_resid_mlp(fresh, draw, steps, lr, progress)
         case Induction():
-            return pretrain_induction(fresh, draw, steps, lr)
+            return pretrain_induction(fresh, draw, steps, lr, progress)
 
 
-def build_toy(config: ToyTarget, data: dict[str, object] | None, draw: Draw) -> Toy:
+def build_toy(config: ToyTarget, data: dict[str, object] | None, draw: Draw, watch: Watch) -> Toy:
     """The trained target of a run file, from the cache where it was trained before.
 
     Args:
         config: the target block.
         data: the data block as plain values, part of the cache key.
         draw: the pretraining batch of a step.
+        watch: what shows the progress of so many steps.
     """
     content = json.dumps([RECIPE, config.model_dump(mode="json"), data], sort_keys=True)
     name = f"{config.tag}-{hashlib.sha256(content.encode()).hexdigest()[:24]}.safetensors"
     path = cache_directory() / "targets" / name
     if not path.exists():
-        trained, _ = pretrain(fresh_target(config), draw, config.pretrain.steps, config.pretrain.lr)
+        with watch(config.pretrain.steps) as progress:
+            trained, _ = pretrain(fresh_target(config), draw, config.pretrain.steps, config.pretrain.lr, progress)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, target_bytes(trained))
     # Read back: the first run and later ones start from the same bytes.

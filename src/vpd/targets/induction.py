@@ -14,7 +14,7 @@ from vpd.randomness import Seed, stream
 from vpd.targets.attention import causal_attention
 from vpd.targets.base import Seam, clean_forward
 from vpd.targets.divergence import kl
-from vpd.targets.pretraining import fit
+from vpd.targets.pretraining import Progress, fit, unseen
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 WARMUP = 0.02
@@ -85,7 +85,11 @@ def init_induction(vocab: int, d_model: int, n_layers: int, n_heads: int, seq_le
 
 
 def pretrain_induction(
-    model: Induction, draw: Callable[[Int[Array, ""]], Int[Array, "batch T"]], steps: int, lr: float
+    model: Induction,
+    draw: Callable[[Int[Array, ""]], Int[Array, "batch T"]],
+    steps: int,
+    lr: float,
+    progress: Progress = unseen,
 ) -> tuple[Induction, Float[Array, ""]]:
     """Train on the cross-entropy of next tokens: AdamW, 2 % warm-up, cosine to 0, weight decay 0.01.
 
@@ -94,6 +98,7 @@ def pretrain_induction(
         draw: the batch of a step.
         steps: updates.
         lr: highest learning rate.
+        progress: called with the steps made.
 
     Returns:
         The trained target and its cross-entropy on the last batch.
@@ -105,4 +110,4 @@ def pretrain_induction(
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:]))
 
     schedule = optax.warmup_cosine_decay_schedule(0.0, lr, max(1, int(WARMUP * steps)), steps)
-    return fit(model, loss, steps, schedule)
+    return fit(model, loss, steps, schedule, progress)

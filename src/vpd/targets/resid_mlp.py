@@ -16,7 +16,7 @@ from vpd.decomposition.factored import plus
 from vpd.randomness import Seed, stream
 from vpd.targets.base import Seam, clean_forward
 from vpd.targets.divergence import squared_error
-from vpd.targets.pretraining import fit
+from vpd.targets.pretraining import Progress, fit, unseen
 
 ActFn = Literal["gelu", "relu"]
 
@@ -117,7 +117,11 @@ def init_resid_mlp(
 
 
 def pretrain_resid_mlp(
-    model: ResidMLP, draw: Callable[[Int[Array, ""]], Float[Array, "batch f"]], steps: int, lr: float
+    model: ResidMLP,
+    draw: Callable[[Int[Array, ""]], Float[Array, "batch f"]],
+    steps: int,
+    lr: float,
+    progress: Progress = unseen,
 ) -> tuple[ResidMLP, Float[Array, ""]]:
     """Train a ResidMLP towards ``x + act(x)``: AdamW, cosine learning rate to 0, weight decay 0.01; ``W_E`` stays.
 
@@ -126,6 +130,7 @@ def pretrain_resid_mlp(
         draw: the batch of a step.
         steps: updates.
         lr: learning rate at the start.
+        progress: called with the steps made.
 
     Returns:
         The trained target and its mean squared error on the last batch.
@@ -136,5 +141,5 @@ def pretrain_resid_mlp(
         out, _ = clean_forward(replace(model, layers=layers), x)
         return jnp.mean(jnp.square(out - (x + activate(x, model.act_fn_name))))
 
-    layers, value = fit(model.layers, loss, steps, optax.cosine_decay_schedule(lr, steps))
+    layers, value = fit(model.layers, loss, steps, optax.cosine_decay_schedule(lr, steps), progress)
     return replace(model, layers=layers), value

@@ -13,7 +13,7 @@ from vpd.decomposition.components import SiteKind
 from vpd.randomness import Seed, stream
 from vpd.targets.base import Seam, clean_forward
 from vpd.targets.divergence import squared_error
-from vpd.targets.pretraining import fit
+from vpd.targets.pretraining import Progress, fit, unseen
 
 
 class TMS(eqx.Module):
@@ -60,7 +60,11 @@ def init_tms(n_features: int, n_hidden: int, n_hidden_layers: int, seed: Seed) -
 
 
 def pretrain_tms(
-    model: TMS, draw: Callable[[Int[Array, ""]], Float[Array, "batch f"]], steps: int, lr: float
+    model: TMS,
+    draw: Callable[[Int[Array, ""]], Float[Array, "batch f"]],
+    steps: int,
+    lr: float,
+    progress: Progress = unseen,
 ) -> tuple[TMS, Float[Array, ""]]:
     """Train a TMS to reconstruct its sparse inputs: AdamW, constant learning rate, weight decay 0.01.
 
@@ -71,6 +75,7 @@ def pretrain_tms(
         draw: the batch of a step.
         steps: updates.
         lr: learning rate.
+        progress: called with the steps made.
 
     Returns:
         The trained target and its mean squared error on the last batch.
@@ -81,5 +86,5 @@ def pretrain_tms(
         x = draw(i)
         return jnp.mean(jnp.square(clean_forward(replace(model, **trained), x)[0] - x))
 
-    trained, value = fit(start, loss, steps, lr)
+    trained, value = fit(start, loss, steps, lr, progress)
     return replace(model, **trained), value
