@@ -20,7 +20,7 @@ from vpd.targets import Target, clean_forward, masked_forward
 from vpd.targets.weights import load_target
 from vpd.training.checkpoint import Checkpoints
 from vpd.training.state import Decomposition
-from vpd.training.step import leading_shape, lower_importances
+from vpd.training.step import lower_importances
 
 Masks = Mapping[str, Float[Array, "..."] | SiteMask]
 
@@ -104,9 +104,8 @@ class Run:
 
     def _leading(self, batch: Shaped[Array, "..."]) -> tuple[int, ...]:
         """Shape of the positions of a batch: ``(batch,)`` or ``(batch, sequence)``."""
-        problem = self.experiment.problem
-        _, inputs = jax.eval_shape(clean_forward, self.experiment.target, batch)
-        return leading_shape(problem, inputs)
+        ci = jax.eval_shape(self._importances, self.experiment.target, self.decomposition, batch)
+        return ci[self.sites[0]].shape[:-1]
 
     @cached_property
     def _clean(self):
