@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from vpd.analysis.run import Run
-from vpd.config.targets import FeatureData
 from vpd.evaluation.ground_truth import live_subcomponents
 from vpd.evaluation.suite import ALIVE_MEAN_CI
 from vpd.evaluation.toy import TOLERANCE, probe_batch
+from vpd.targets import TMS, ResidMLP
 
 BATCHES = 10
 
@@ -37,7 +37,8 @@ def live_set(run: Run) -> LiveSet:
 
 def single_feature_probe(run: Run) -> Float[Array, "n_features n_features"] | None:
     """Each feature alone, where the run's inputs are sparse features; None elsewhere."""
-    return probe_batch(run.experiment.target) if isinstance(run.config.data, FeatureData) else None
+    target = run.experiment.target
+    return probe_batch(target) if isinstance(target, TMS | ResidMLP) else None
 
 
 def live_by_probe(run: Run, probe: Float[Array, "n_features n_features"]) -> LiveSet:
