@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from vpd.config import changed_fields, dump_run_file, read_run_file
+from vpd.config.checks import check_sites
 from vpd.config.run import Eval, RunConfig
 from vpd.config.targets import FeatureData, LMTarget, StoredTarget
 from vpd.data.build import Draw, feature_batches, sequence_batches
@@ -70,6 +71,8 @@ def build(config: RunConfig, target: Toy | None = None, quiet: bool = True) -> E
     target = target or _target(config, quiet)
     runtime = config.runtime
     bfloat16 = jax.default_backend() != "cpu" if runtime.autocast_bf16 is None else runtime.autocast_bf16
+    if isinstance(config.target, StoredTarget):
+        check_sites(config, {name: (d_in, d_out) for name, (d_in, d_out, _) in target.matrices().items()})
     sites = sites_from(config.pd, target)
     problem = problem_from(config.pd, sites, config.has_sequence, bfloat16, runtime.remat_recon_forwards)
     evaluated = config.eval and batches(config, target, config.eval.batch_size, "eval")

@@ -3,9 +3,18 @@
 A whole-file fault names the file, so its key is `.yaml`.
 """
 
-from typing import Any
-
-from good_file import GOOD, PERSISTENT, Document, as_bytes, changed, edited, renamed, without
+from good_file import (
+    GOOD,
+    INDUCTION,
+    PERSISTENT,
+    RESID,
+    Document,
+    as_bytes,
+    changed,
+    edited,
+    renamed,
+    without,
+)
 
 _GOOD = as_bytes(GOOD)
 _METRICS: list[Document] = GOOD["eval"]["metrics"]
@@ -57,20 +66,11 @@ _DAMAGED: list[tuple[str, bytes, str]] = [
     ("older_pretraining", b"num_iterations: 5\nmodel: {}\n", "num_iterations"),
 ]
 
-_RESID: dict[str, Any] = {
-    "target": {
-        "n_features": 10,
-        "d_embed": 20,
-        "d_mlp": 5,
-        "n_layers": 1,
-        "act_fn_name": "relu",
-        "in_bias": False,
-        "out_bias": False,
-        "fixed_identity_embedding": False,
-        "pretrain": GOOD["target"]["pretrain"],
-    },
-    "pd": {**GOOD["pd"], "decomposition_targets": [{"module_pattern": "layers.*.mlp_in", "C": 12}]},
-}
+
+def _same_C(document: Document) -> Document:
+    """One number of subcomponents everywhere, so that shapes alone forbid a tie."""
+    return changed("pd.decomposition_targets", [{"module_pattern": "*", "C": 10}], document)
+
 
 # (id, content, key)
 _SILLY: list[tuple[str, Document, str]] = [
@@ -324,21 +324,128 @@ _SILLY: list[tuple[str, Document, str]] = [
         ),
         "pd.loss_metrics[4].adv_fraction",
     ),
+    # the other toys and inserted identities
+    ("resid_without_width", changed("target.d_mlp", None, RESID), "target.d_mlp"),
+    ("resid_unknown_activation", changed("target.act_fn_name", "silu", RESID), "target.act_fn_name"),
+    ("resid_identity_not_square", changed("target.fixed_identity_embedding", True, RESID), "fixed_identity_embedding"),
+    (
+        "resid_no_such_layer",
+        changed("pd.decomposition_targets.0.module_pattern", "layers.2.*", RESID),
+        "module_pattern",
+    ),
+    (
+        "resid_not_transposed",
+        changed("pd.tied_weights", [["layers.0.mlp_in", "layers.1.mlp_in"]], RESID),
+        "tied_weights",
+    ),
+    ("sequence_data_for_features", changed("data", None, RESID), "data"),
+    ("induction_of_another_kind", changed("target.kind", "copying", INDUCTION), "target.kind"),
+    ("induction_with_data", changed("data", {"feature_probability": 0.1}, INDUCTION), "data"),
+    ("induction_too_short", changed("target.seq_len", 7, INDUCTION), "target.seq_len"),
+    ("induction_too_few_tokens", changed("target.vocab", 8, INDUCTION), "target.vocab"),
+    ("induction_odd_heads", changed("target.n_heads", 8, INDUCTION), "target.d_model"),
+    (
+        "induction_no_such_layer",
+        changed("pd.decomposition_targets.0.module_pattern", "h.2.*", INDUCTION),
+        "module_pattern",
+    ),
+    (
+        "induction_not_transposed",
+        changed("pd.tied_weights", [["wte", "h.0.attn.q_proj"]], _same_C(INDUCTION)),
+        "pd.tied_weights",
+    ),
+    (
+        "tied_C_differs_on_sequences",
+        changed("pd.tied_weights", [["wte", "h.0.attn.q_proj"]], INDUCTION),
+        "tied_weights",
+    ),
+    ("tied_twice", changed("pd.tied_weights", [["wte", "lm_head"], ["lm_head", "wte"]], INDUCTION), "pd.tied_weights"),
+    (
+        "tied_in_a_chain",
+        changed(
+            "pd.tied_weights",
+            [["h.0.attn.q_proj", "h.0.attn.k_proj"], ["h.0.attn.k_proj", "h.0.attn.v_proj"]],
+            INDUCTION,
+        ),
+        "pd.tied_weights",
+    ),
+    (
+        "identities_on_sequences",
+        changed("eval.metrics.0", {"type": "PermutedCIPlots"}, INDUCTION),
+        "eval.metrics[0].type",
+    ),
+    (
+        "identity_errors_on_sequences",
+        changed(
+            "eval.metrics.0", {"type": "IdentityCIError", "dense_ci": [{"layer_pattern": "wte", "k": 2}]}, INDUCTION
+        ),
+        "eval.metrics[0].type",
+    ),
+    (
+        "identity_order_on_sequences",
+        changed("eval.metrics.0.identity_patterns", ["wte"], INDUCTION),
+        "eval.metrics[0].identity_patterns",
+    ),
+    (
+        "ci_transformer_too_short",
+        changed(
+            "pd.ci_config",
+            {
+                "mode": "global",
+                "fn_type": "global_shared_transformer",
+                "simple_transformer_ci_cfg": {
+                    "d_model": 8,
+                    "n_blocks": 1,
+                    "attn_config": {"n_heads": 2, "max_len": 15},
+                },
+            },
+            INDUCTION,
+        ),
+        "max_len",
+    ),
+    (
+        "identity_before_a_lookup",
+        changed("pd.identity_decomposition_targets", [{"module_pattern": "wte", "C": 3}], INDUCTION),
+        "pd.identity_decomposition_targets[0].module_pattern",
+    ),
+    (
+        "identity_before_nothing",
+        changed("pd.identity_decomposition_targets", [{"module_pattern": "linear3", "C": 3}]),
+        "pd.identity_decomposition_targets[0].module_pattern",
+    ),
+    (
+        "identity_before_an_identity",
+        changed("pd.identity_decomposition_targets", [{"module_pattern": "linear2.pre_identity", "C": 3}]),
+        "pd.identity_decomposition_targets[0].module_pattern",
+    ),
+    (
+        "identity_twice",
+        changed(
+            "pd.identity_decomposition_targets",
+            [{"module_pattern": "linear2", "C": 3}, {"module_pattern": "*2", "C": 3}],
+        ),
+        "pd.identity_decomposition_targets[1].module_pattern",
+    ),
+    (
+        "identity_tied_to_another_width",
+        changed(
+            "pd",
+            {
+                **GOOD["pd"],
+                "identity_decomposition_targets": [{"module_pattern": "linear2", "C": 12}],
+                "tied_weights": [["linear2.pre_identity", "linear1"]],
+            },
+        ),
+        "pd.tied_weights",
+    ),
     # not built yet
     ("stored_on_an_account", changed("target", {"run_path": "team/project/runs/0abc"}), "target.run_path"),
     ("stored_nowhere", changed("target", {"run_path": "no/such/place/at/all"}), "target.run_path"),
-    ("resid_mlp", {**GOOD, **_RESID, "eval": None}, "target"),
-    ("deep_tms", changed("target.n_hidden_layers", 2), "target.n_hidden_layers"),
     ("wandb", changed("wandb", {"project": "p"}), "wandb"),
     ("tensorboard", changed("logging", {"tensorboard": True}), "logging.tensorboard"),
     ("two_devices", changed("runtime", {"dp": 2}), "runtime.dp"),
     ("mesh", changed("runtime", {"mesh": {"data": 1}}), "runtime.mesh"),
     ("fsdp", changed("runtime", {"placement": "fsdp"}), "runtime.placement"),
-    (
-        "identity_sites",
-        changed("pd.identity_decomposition_targets", [{"module_pattern": "linear2", "C": 3}]),
-        "pd.identity_decomposition_targets",
-    ),
     (
         "resumed",
         changed("resume_provenance", {"parent_run_dir": "runs/a", "parent_step": 3}),

@@ -74,10 +74,47 @@ GOOD: Document = {
     "data": {"feature_probability": 0.05},
 }
 
+# The same run on the two other toys.
+RESID: Document = {
+    **GOOD,
+    "target": {
+        "n_features": 10,
+        "d_embed": 20,
+        "d_mlp": 5,
+        "n_layers": 2,
+        "act_fn_name": "relu",
+        "in_bias": False,
+        "out_bias": False,
+        "fixed_identity_embedding": False,
+        "pretrain": GOOD["target"]["pretrain"],
+    },
+    "pd": {**GOOD["pd"], "decomposition_targets": [{"module_pattern": "layers.*", "C": 12}]},
+    "eval": None,
+}
+INDUCTION: Document = {
+    **GOOD,
+    "target": {
+        "kind": "induction",
+        "vocab": 12,
+        "n_layers": 2,
+        "n_heads": 2,
+        "d_model": 8,
+        "seq_len": 16,
+        "pretrain": GOOD["target"]["pretrain"],
+    },
+    "data": None,
+    "pd": {
+        **GOOD["pd"],
+        "decomposition_targets": [{"module_pattern": "h.*", "C": 12}, {"module_pattern": "[wl]*", "C": 10}],
+        "tied_weights": [["wte", "lm_head"]],
+    },
+    "eval": {**GOOD["eval"], "metrics": [{"type": "UVPlots"}, {"type": "CIHistograms", "n_batches_accum": 2}]},
+}
 
-def changed(path: str, value: object) -> Document:
+
+def changed(path: str, value: object, good: Document = GOOD) -> Document:
     """The good file with one value set; `path` is dotted, numbers index lists."""
-    document = deepcopy(GOOD)
+    document = deepcopy(good)
     owner, last = _owner(document, path)
     owner[last] = value
     return document

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from bad_files import BAD_FILES
+from good_file import GOOD, INDUCTION, RESID, Document, as_bytes
 
 from vpd.config import read_run_file
 from vpd.errors import ConfigError
@@ -15,6 +16,13 @@ _QUOTED = re.compile(r'"(\\.|[^"\\])*"|`[^`]*`')
 def test_there_are_many_and_all_have_names() -> None:
     assert len(BAD_FILES) >= 100
     assert len({name for name, _, _ in BAD_FILES}) == len(BAD_FILES)
+
+
+@pytest.mark.parametrize("good", [GOOD, RESID, INDUCTION], ids=["tms", "resid_mlp", "induction"])
+def test_what_they_are_made_from_is_read(good: Document, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(as_bytes(good))
+    assert read_run_file(path).config.eval is None or good["eval"]
 
 
 @pytest.mark.parametrize(("name", "content", "key"), BAD_FILES, ids=[name for name, _, _ in BAD_FILES])

@@ -27,7 +27,7 @@ def test_a_file_and_its_content_read_the_same(tmp_path: Path) -> None:
 def test_values_arrive_where_they_belong() -> None:
     config = read_run_file(GOOD).config
     assert isinstance(config.target, TMSTarget)
-    assert config.target.site_names == ("linear1", "linear2")
+    assert config.site_names == ("linear1", "linear2")
     assert config.pd.ci_config.mode == "layerwise"
     assert [loss.key for loss in config.pd.loss_metrics][:2] == ["FaithfulnessLoss", "ImportanceMinimalityLoss"]
     assert isinstance(config.pd.loss_metrics[1], ImportanceMinimalityLoss)

@@ -127,9 +127,10 @@ def test_every_target_with_a_sequence_parses(target: Document) -> None:
     document = edited(lambda d: d.update(target=target, data=_LM["data"], eval=None))
     if "kind" in target:
         document["data"] = None
+        document["pd"]["decomposition_targets"] = [{"module_pattern": "h.1.*", "C": 3}]
     config = RunConfig.model_validate(document)
     assert config.has_sequence
-    assert config.site_names is None
+    assert (config.site_names or ())[:2] == (("wte", "h.0.attn.q_proj") if "kind" in target else ())
 
 
 @pytest.mark.parametrize(

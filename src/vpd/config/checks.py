@@ -16,9 +16,10 @@ from vpd.config.metrics import (
     IdentityCIError,
     PermutedCIPlots,
     PermutedPlots,
+    UVPlots,
 )
 from vpd.config.schedule import LRSchedule
-from vpd.config.sites import match_sites, matches, unmatched
+from vpd.config.sites import TMS_PAIR, match_sites, matches, unmatched
 from vpd.config.sources import RepeatedScope, Scope, needs_sequence, resolved_scope
 from vpd.config.targets import (
     LOOKUPS,
@@ -28,7 +29,6 @@ from vpd.config.targets import (
     LMTarget,
     ResidMLPTarget,
     SiteShapes,
-    StoredTarget,
     TMSTarget,
     TokenData,
     ToyTarget,
@@ -53,10 +53,7 @@ def check_run(config: RunConfig) -> None:
     for key, term in _terms(config):
         _check_scope(config, key, term)
         _check_starts(config, key, term)
-    sites = _check_sites(config)
-    if sites is not None:
-        check_riders(config.pd.loss_metrics, list(sites))
-    _check_ties(config, sites)
+    _check_patterns(config)
     _check_sequence_fits(config)
     if config.runtime.dp is not None and config.pd.batch_size % config.runtime.dp:
         raise refusal(
@@ -68,7 +65,36 @@ def check_run(config: RunConfig) -> None:
         _check_distinct_keys(config.eval.metrics, _METRICS)
         for i, metric in enumerate(config.eval.metrics):
             _check_metric(config, f"{_METRICS}[{i}]", metric)
-            _check_metric_sites(config, f"{_METRICS}[{i}]", metric, sites)
+    if isinstance(config.target, ToyTarget):
+        check_sites(config, config.target.site_shapes)
+    else:
+        _check_without_sites(config)
+
+
+def check_sites(config: RunConfig, shapes: SiteShapes) -> None:
+    """Refuse what does not fit the sites of the target, which a stored one shows only when it is loaded.
+
+    Raises: ConfigError with the first problem.
+    """
+    sites = _decomposed(config, tuple(shapes))
+    check_riders(config.pd.loss_metrics, list(sites))
+    _check_ties(config, sites)
+    for a, b in config.tied_pairs:
+        _check_transposed(shapes, a, b)
+    for i, metric in enumerate(config.eval.metrics if config.eval else ()):
+        _refuse_unmatched(_patterns_of(f"{_METRICS}[{i}]", metric), list(sites))
+        if isinstance(metric, IdentityCIError):
+            _check_expected_patterns(config, f"{_METRICS}[{i}]", metric, sites)
+
+
+def _check_without_sites(config: RunConfig) -> None:
+    """What is certain of a target whose sites are not known yet."""
+    if config.target_kind == "tms":
+        named = [(item, matches(item.module_pattern, TMS_PAIR)) for item in config.pd.decomposition_targets]
+        _check_ties(config, {site: item.C for item, found in named for site in found})
+    for i, metric in enumerate(config.eval.metrics if config.eval else ()):
+        if isinstance(metric, IdentityCIError):
+            _check_expected_patterns(config, f"{_METRICS}[{i}]", metric, None)
 
 
 def check_riders(losses: Sequence[Loss], sites: Sequence[str]) -> None:
@@ -100,7 +126,7 @@ def _terms(config: RunConfig) -> Iterator[tuple[str, Loss]]:
 
 def _check_data(config: RunConfig) -> None:
     target, data = config.target, config.data
-    if isinstance(target, InductionTarget):
+    if config.target_kind == "induction":
         if data is not None:
             raise refusal("data", "an induction target makes its own data", "write data: null")
     elif isinstance(target, LMTarget):
@@ -198,17 +224,17 @@ def _check_starts(config: RunConfig, key: str, term: Loss) -> None:
         )
 
 
-def _check_sites(config: RunConfig) -> dict[str, int] | None:
-    """The decomposed sites with their C, null where only the target knows its sites."""
-    patterns = [item.module_pattern for item in config.pd.decomposition_targets]
-    _refuse_repeated(patterns, "pd.decomposition_targets")
+def _check_patterns(config: RunConfig) -> None:
+    _refuse_repeated([item.module_pattern for item in config.pd.decomposition_targets], "pd.decomposition_targets")
     identities = config.pd.identity_decomposition_targets or ()
     _refuse_repeated([item.module_pattern for item in identities], "pd.identity_decomposition_targets")
-    names = config.site_names
-    if names is None:
-        return None
+
+
+def _decomposed(config: RunConfig, names: Sequence[str]) -> dict[str, int]:
+    """The decomposed sites with their C."""
     sites = match_sites(config.pd.decomposition_targets, names)
     vectors = [name for name in names if name not in LOOKUPS]
+    identities = config.pd.identity_decomposition_targets or ()
     inserted = match_sites(identities, vectors, "pd.identity_decomposition_targets")
     return sites | {f"{site}.pre_identity": C for site, C in inserted.items()}
 
@@ -223,34 +249,26 @@ def _refuse_repeated(patterns: Sequence[str], key: str) -> None:
             )
 
 
-def _check_ties(config: RunConfig, sites: dict[str, int] | None) -> None:
+def _check_ties(config: RunConfig, sites: dict[str, int]) -> None:
     key = "pd.tied_weights"
-    written = config.pd.tied_weights
-    if sites is None and isinstance(config.target, StoredTarget):
-        sites = {
-            site: item.C
-            for item in config.pd.decomposition_targets
-            for site in matches(item.module_pattern, ("linear1", "linear2"))
-        }
-        if config.target_kind != "tms":
-            return
-    if sites is None:
-        return
+    seen: set[str] = set()
     for a, b in config.tied_pairs:
         for site in (a, b):
             if site not in sites:
                 raise refusal(key, f"{plain(site)} is not decomposed", choose(site, sites))
         if a == b:
             raise refusal(key, f"{plain(a)} can't be tied to itself", "write [[linear1, linear2]] or []")
+        if seen & {a, b}:
+            twice = plain(a if a in seen else b)
+            raise refusal(key, f"{twice} is tied twice", "let each site be in one pair")
+        seen |= {a, b}
         if sites[a] != sites[b]:
-            why = "" if written is not None else " (null ties them on a TMS target)"
+            why = "" if config.pd.tied_weights is not None else " (null ties them on a TMS target)"
             raise refusal(
                 key,
                 f"tied sites need the same C, but {a} has {sites[a]} and {b} has {sites[b]}{why}",
                 "make C equal, or write tied_weights: [] to untie them",
             )
-        if isinstance(config.target, ToyTarget):
-            _check_transposed(config.target.site_shapes, a, b)
 
 
 def _check_transposed(shapes: SiteShapes, a: str, b: str) -> None:
@@ -302,6 +320,12 @@ def _check_metric(config: RunConfig, key: str, metric: AnyMetric) -> None:
             f"{metric.type} probes single features, which a {TARGET_NAMES[config.target_kind]} target does not have",
             "remove the metric",
         )
+    if not toy and isinstance(metric, UVPlots) and metric.identity_patterns:
+        raise refusal(
+            f"{key}.identity_patterns",
+            f"the identity shows on single features, which a {TARGET_NAMES[config.target_kind]} target does not have",
+            "write dense_patterns",
+        )
 
 
 def _check_scope_of_metric(config: RunConfig, key: str, metric: AnyMetric) -> None:
@@ -315,13 +339,6 @@ def _check_scope_of_metric(config: RunConfig, key: str, metric: AnyMetric) -> No
             )
         return
     _check_scope(config, key, metric)
-
-
-def _check_metric_sites(config: RunConfig, key: str, metric: AnyMetric, sites: dict[str, int] | None) -> None:
-    if sites is not None:
-        _refuse_unmatched(_patterns_of(key, metric), list(sites))
-    if isinstance(metric, IdentityCIError):
-        _check_expected_patterns(config, key, metric, sites)
 
 
 def _patterns_of(key: str, metric: AnyMetric) -> Iterator[tuple[str, str]]:

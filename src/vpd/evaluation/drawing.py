@@ -14,7 +14,7 @@ from vpd.config import metrics as named
 from vpd.config.metrics import AnyMetric
 from vpd.config.sites import matches
 from vpd.evaluation import figures
-from vpd.evaluation.accumulate import HISTOGRAM_BINS, Pass
+from vpd.evaluation.accumulate import HISTOGRAM_BINS, Pass, Sums
 from vpd.evaluation.ground_truth import live_subcomponents
 from vpd.evaluation.identity import densest_columns, match_columns
 from vpd.evaluation.induction import CONTRAST
@@ -61,6 +61,7 @@ def _figures(
 ) -> Iterator[tuple[str, Figure]]:
     sums, N = found.sums, float(found.sums.positions)
     live = {site: live_subcomponents(ci) for site, ci in found.single_features.items()}
+    live = live or {site: np.asarray(ci) / N > ALIVE_MEAN_CI for site, ci in sums.ci.items()}
     if isinstance(target, TMS) and target.linear1.shape[1] == 2:
         yield "direction_plot", figures.direction_plot(_directions(found, target, decomposition))
     if found.induction is not None:
@@ -71,7 +72,7 @@ def _figures(
                 order = _orders(metric, found)
                 yield "permuted_ci_plot", figures.permuted_ci_plot({s: found.single_features[s] for s in order}, order)
             case named.UVPlots():
-                order = _orders(metric, found)
+                order = _orders(metric, found) or _by_mean(metric, sums)
                 pieces = {s: decomposition.components[s] for s in order}
                 arrays = {s: (np.asarray(p.V), np.asarray(p.U)) for s, p in pieces.items()}
                 yield "uv_plot", figures.uv_plot(arrays, order, {s: live[s] for s in order})
@@ -102,6 +103,12 @@ def _orders(metric: named.PermutedPlots, found: Evaluation) -> dict[str, Int[np.
     named_sites = {s for pattern in metric.identity_patterns or () for s in matches(pattern, single)}
     chosen = (dense | named_sites) or set(single)
     return {s: densest_columns(ci) if s in dense else match_columns(ci) for s, ci in single.items() if s in chosen}
+
+
+def _by_mean(metric: named.PermutedPlots, sums: Sums) -> dict[str, Int[np.ndarray, " C"]]:
+    """Column order of each site by mean importance, for targets without single features."""
+    chosen = {s for pattern in metric.dense_patterns or ("*",) for s in matches(pattern, sums.ci)}
+    return {s: np.argsort(-np.asarray(ci), kind="stable") for s, ci in sums.ci.items() if s in chosen}
 
 
 def _directions(
