@@ -14,6 +14,7 @@ from vpd.config import read_run_file
 from vpd.config.run import RunConfig
 from vpd.decomposition import Components, SiteMask
 from vpd.errors import RunError
+from vpd.evaluation.accumulate import in_order
 from vpd.experiment import Experiment, build, state_template
 from vpd.run_directory import RunDirectory
 from vpd.targets import Target, clean_forward, masked_forward
@@ -74,7 +75,7 @@ class Run:
 
     def causal_importances(self, batch: Shaped[Array, "..."]) -> dict[str, Float[Array, "..."]]:
         """Lower causal importances of every site, ``{site: [*leading, C]}``."""
-        return self._importances(self.experiment.target, self.decomposition, batch)
+        return in_order(self._importances(self.experiment.target, self.decomposition, batch), self.sites)
 
     def masked_output(self, batch: Shaped[Array, "..."], masks: Masks) -> Shaped[Array, "..."]:
         """The target's output with masked sites.

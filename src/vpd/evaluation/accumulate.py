@@ -1,6 +1,8 @@
 """One pass over evaluation batches in one program: sums on the device, weighted by positions."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import equinox as eqx
 import jax
@@ -13,6 +15,8 @@ from vpd.randomness import Seed, stream
 from vpd.targets import Target, frozen_weights, masked_site_outputs, recorded_forward
 from vpd.training.state import Decomposition
 from vpd.training.step import Draw, Problem, cast_compute, importances, leading_shape
+
+Value = TypeVar("Value")
 
 HISTOGRAM_BINS = 50
 
@@ -60,6 +64,24 @@ class Sums(eqx.Module):
     active: dict[str, Float[Array, "..."]]
     ci: dict[str, Float[Array, "..."]]
     histogram: dict[str, Float[Array, "..."]]
+
+
+def in_order(by_site: Mapping[str, Value], sites: Iterable[str]) -> dict[str, Value]:
+    """What is known of sites, in their own order: JAX sorts keys, ``layers.10`` before ``layers.2``."""
+    return {site: by_site[site] for site in sites if site in by_site}
+
+
+def sums_in_order(sums: Sums, sites: Sequence[str]) -> Sums:
+    """The same sums with their sites in the order given."""
+    return replace(
+        sums,
+        hidden_errors={term: in_order(x, sites) for term, x in sums.hidden_errors.items()},
+        hidden_elements={term: in_order(x, sites) for term, x in sums.hidden_elements.items()},
+        minimality={term: in_order(x, sites) for term, x in sums.minimality.items()},
+        active=in_order(sums.active, sites),
+        ci=in_order(sums.ci, sites),
+        histogram=in_order(sums.histogram, sites),
+    )
 
 
 def batch_sums(

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vpd.data.induction import seen_before
 from vpd.decomposition import SiteMask
+from vpd.evaluation.accumulate import in_order
 from vpd.evaluation.toy import Metrics, VerdictRow, verdict_row
 from vpd.targets import Induction, clean_forward, kl, masked_forward
 from vpd.training.state import Decomposition
@@ -126,7 +127,7 @@ class InductionProbe:
 
     def __init__(self, problem: Problem, target: Induction) -> None:
         """Prepare the two programs."""
-        self._target = target
+        self._target, self._sites = target, tuple(site.name for site in problem.sites)
         self._measure, self._ablate = jax.jit(partial(measure, problem)), jax.jit(ablate)
 
     def evaluate(self, decomposition: Decomposition, draw: Callable[[int], Tokens], n: int) -> Found:
@@ -141,13 +142,13 @@ class InductionProbe:
         examples = n * draw(0).shape[0]
         contrast = {
             site: np.asarray(ci) / sums.induction - np.asarray(sums.ci_elsewhere[site]) / sums.elsewhere
-            for site, ci in sums.ci_induction.items()
+            for site, ci in in_order(sums.ci_induction, self._sites).items()
         }
         removed: Removed = {site: x >= CONTRAST for site, x in contrast.items()}
         kept = {site: jnp.asarray(~gone, jnp.float32) for site, gone in removed.items()}
         ablated = _total(self._ablate(self._target, decomposition, draw(i), kept) for i in range(n))
         metrics = _metrics(sums, ablated, removed)
-        l0 = {site: np.asarray(x) / examples for site, x in sums.l0.items()}
+        l0 = {site: np.asarray(x) / examples for site, x in in_order(sums.l0, self._sites).items()}
         return Found(metrics, _verdict(metrics), l0, contrast)
 
 

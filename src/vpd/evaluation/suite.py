@@ -14,7 +14,7 @@ from vpd.config.losses import FreshAdversary
 from vpd.config.losses import Term as Trainable
 from vpd.config.metrics import AnyMetric
 from vpd.config.run import RunConfig
-from vpd.evaluation.accumulate import Pass, Sums, accumulate
+from vpd.evaluation.accumulate import Pass, Sums, accumulate, in_order, sums_in_order
 from vpd.evaluation.induction import Found, InductionProbe
 from vpd.evaluation.l0 import group_sites
 from vpd.evaluation.toy import (
@@ -104,6 +104,7 @@ class Suite:
         numbers = (jnp.asarray(v, jnp.int32) for v in (step, first, n))
         seed = jnp.asarray(self._config.pd.seed, jnp.uint32)
         sums, faithfulness = jax.device_get(self._run(self._target, decomposition, dict(adversaries), *numbers, seed))
+        sums = sums_in_order(sums, self._sites)
         found = Evaluation(step, self._scalars(sums, float(faithfulness), step), [], sums)
         if isinstance(self._target, TMS | ResidMLP):
             self._judge(found, self._target, decomposition)
@@ -118,7 +119,7 @@ class Suite:
     def _judge(self, found: Evaluation, target: FeatureToy, decomposition: Decomposition) -> None:
         """Add what the known mechanisms of a toy say."""
         lower = jax.device_get(self._probe(target, decomposition, probe_batch(target)))
-        found.single_features = {site: np.asarray(ci, np.float32) for site, ci in lower.items()}
+        found.single_features = {site: np.asarray(ci, np.float32) for site, ci in in_order(lower, self._sites).items()}
         truth = match_to_truth(target, decomposition, found.single_features)
         errors = identity_metrics(self._eval.metrics, found.single_features)
         found.metrics |= errors | truth_metrics(truth)
