@@ -7,6 +7,7 @@ from typing import TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vpd.objective import AdversaryState, Minimality, ReconTerm, Scene, faithfulness_loss
@@ -19,6 +20,10 @@ from vpd.training.step import Draw, Problem, cast_compute, importances, leading_
 Value = TypeVar("Value")
 
 HISTOGRAM_BINS = 50
+
+# Sums are made on the device and read on the host.
+Count = Float[Array | np.ndarray, ""]
+Counts = Float[Array | np.ndarray, "..."]
 
 
 @dataclass(frozen=True)
@@ -55,15 +60,15 @@ class Sums(eqx.Module):
         histogram: ``{site: [bins]}`` of lower CI over [0, 1].
     """
 
-    positions: Float[Array, ""]
-    recon: dict[str, Float[Array, ""]]
-    riders: dict[str, Float[Array, ""]]
-    hidden_errors: dict[str, dict[str, Float[Array, ""]]]
-    hidden_elements: dict[str, dict[str, Float[Array, ""]]]
-    minimality: dict[str, dict[str, Float[Array, "..."]]]
-    active: dict[str, Float[Array, "..."]]
-    ci: dict[str, Float[Array, "..."]]
-    histogram: dict[str, Float[Array, "..."]]
+    positions: Count
+    recon: Mapping[str, Count]
+    riders: Mapping[str, Count]
+    hidden_errors: Mapping[str, Mapping[str, Count]]
+    hidden_elements: Mapping[str, Mapping[str, Count]]
+    minimality: Mapping[str, Mapping[str, Counts]]
+    active: Mapping[str, Counts]
+    ci: Mapping[str, Counts]
+    histogram: Mapping[str, Counts]
 
 
 def in_order(by_site: Mapping[str, Value], sites: Iterable[str]) -> dict[str, Value]:
