@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from vpd.config import metrics as named
 from vpd.config.metrics import AnyMetric
 from vpd.config.sites import matches
-from vpd.evaluation import figures
+from vpd.evaluation import figures, induction_figures
 from vpd.evaluation.accumulate import HISTOGRAM_BINS, Pass, Sums
 from vpd.evaluation.ground_truth import live_subcomponents
 from vpd.evaluation.identity import densest_columns, match_columns
@@ -22,6 +22,8 @@ from vpd.evaluation.induction_figures import induction_plot
 from vpd.evaluation.suite import ALIVE_MEAN_CI, Evaluation
 from vpd.targets import TMS, Target
 from vpd.training.state import Decomposition
+
+CAPTIONS = figures.CAPTIONS | induction_figures.CAPTIONS
 
 
 def write_figures(
@@ -49,7 +51,7 @@ def write_figures(
     captions: dict[str, dict[str, str]] = {}
     for name, figure in _figures(metrics, what, found, target, decomposition):
         (draft / f"{name}.png").write_bytes(figures.png(figure))
-        captions[name] = figures.CAPTIONS[name]
+        captions[name] = CAPTIONS[name]
     (draft / "captions.json").write_text(json.dumps(captions, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     os.rename(draft, final)

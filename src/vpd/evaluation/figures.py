@@ -53,45 +53,41 @@ _Indices = Int[np.ndarray, " _k"]
 Matrix = Float[np.ndarray, "_rows _k"]
 
 
-def _caption(title: str, good: str) -> dict[str, str]:
+def caption(title: str, good: str) -> dict[str, str]:
     return {"title": title, "caption": f"Good: {good}"}
 
 
 # What each figure shows and what a good decomposition looks like in it, by function name (and file stem).
 CAPTIONS: dict[str, dict[str, str]] = {
-    "uv_plot": _caption(
+    "uv_plot": caption(
         "Read (V) and write (U) directions of the subcomponents",
         "every live subcomponent of a toy has one strong cell among the features, no two at the same one.",
     ),
-    "direction_plot": _caption(
+    "direction_plot": caption(
         "Feature directions in the hidden plane",
         "one learned direction on every target direction, as long as it, and none in between.",
     ),
-    "permuted_ci_plot": _caption(
+    "permuted_ci_plot": caption(
         "Causal importance for one feature at a time",
         "a clean diagonal, one subcomponent per feature (a few full columns for a dense layer), the rest 0.",
     ),
-    "ci_histogram": _caption(
+    "ci_histogram": caption(
         "How often each causal importance occurs",
         "one peak at 0, one at 1 and little in between: a subcomponent is needed or it is not.",
     ),
-    "activation_density": _caption(
+    "activation_density": caption(
         "How often each subcomponent fires",
         "the live subcomponents fire about as often as their feature is active, all others never.",
     ),
-    "ci_mean_spectrum": _caption(
+    "ci_mean_spectrum": caption(
         "Mean causal importance per subcomponent",
         "a cliff between alive and dead subcomponents, with as many alive as there are mechanisms.",
     ),
-    "loss_curves": _caption(
+    "loss_curves": caption(
         "Training loss by term",
         "faithfulness and reconstruction end low, and importance minimality has settled.",
     ),
-    "induction_plot": _caption(
-        "What repeated tokens need",
-        "few subcomponents stand out on repeated tokens, in the second layer; without them induction is gone.",
-    ),
-    "l0_curve": _caption(
+    "l0_curve": caption(
         "Subcomponents in use per position (L0)",
         "falls from C to about the mean number of active mechanisms, and stays there.",
     ),

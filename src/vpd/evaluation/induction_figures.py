@@ -6,7 +6,14 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from vpd.evaluation.figures import CAPTIONS, GREY, STYLE, VERMILLION, shown_sites, titled
+from vpd.evaluation.figures import GREY, STYLE, VERMILLION, caption, shown_sites, titled
+
+CAPTIONS = {
+    "induction_plot": caption(
+        "What repeated tokens need",
+        "few subcomponents stand out on repeated tokens, in the second layer; without them induction is gone.",
+    ),
+}
 
 
 @STYLE
