@@ -72,7 +72,7 @@ INDUCTION: Document = {
     "target": {
         "kind": "induction",
         "vocab": 7,
-        "n_layers": 2,
+        "n_layers": 1,
         "n_heads": 1,
         "d_model": 4,
         "seq_len": 8,
@@ -83,15 +83,14 @@ INDUCTION: Document = {
         "decomposition_targets": [
             {"module_pattern": "wte", "C": 5},
             {"module_pattern": "lm_head", "C": 5},
-            {"module_pattern": "h.1.attn.[qv]_proj", "C": 6},
+            {"module_pattern": "h.0.attn.[qv]_proj", "C": 6},
         ],
-        "identity_decomposition_targets": [{"module_pattern": "h.0.attn.q_proj", "C": 3}],
+        "identity_decomposition_targets": [{"module_pattern": "h.0.attn.o_proj", "C": 3}],
         "tied_weights": [["wte", "lm_head"]],
         "loss_metrics": [
             FAITHFULNESS,
             MINIMALITY,
-            STOCHASTIC,
-            persistent({"type": "sc"}),
+            persistent({"type": "sc"}, n_warmup_steps=1),
         ],
         "steps": 8,
         "batch_size": 8,

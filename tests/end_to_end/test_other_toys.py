@@ -21,6 +21,9 @@ from vpd.run_directory import RunDirectory
 
 TOYS = {"resid": RESID, "induction": INDUCTION}
 both = pytest.mark.parametrize("name", TOYS)
+# What is nearly the same for both is asked of one in the fast suite.
+resid_slow = pytest.mark.parametrize("name", [pytest.param("resid", marks=pytest.mark.slow), "induction"])
+induction_slow = pytest.mark.parametrize("name", ["resid", pytest.param("induction", marks=pytest.mark.slow)])
 SITES = {
     "resid": {
         "layers.0.mlp_in": 7,
@@ -31,9 +34,9 @@ SITES = {
     },
     "induction": {
         "wte": 5,
-        "h.0.attn.q_proj.pre_identity": 3,
-        "h.1.attn.q_proj": 6,
-        "h.1.attn.v_proj": 6,
+        "h.0.attn.q_proj": 6,
+        "h.0.attn.v_proj": 6,
+        "h.0.attn.o_proj.pre_identity": 3,
         "lm_head": 5,
     },
 }
@@ -62,7 +65,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Iterat
     yield folder / "runs"
 
 
-@both
+@resid_slow
 def test_an_interrupted_run_goes_on_to_the_same_bits(name: str, trained: Path, tmp_path: Path, vpd: Vpd) -> None:
     cut = tmp_path / "runs" / name
     shutil.copytree(trained / name, cut)
@@ -133,7 +136,7 @@ def test_an_opened_run(name: str, trained: Path) -> None:
         np.testing.assert_allclose(out, 0.0, atol=1e-6)
 
 
-@both
+@induction_slow
 def test_compare_reads_them(name: str, trained: Path, tmp_path: Path, vpd: Vpd) -> None:
     copy = shutil.copytree(trained / name, tmp_path / "copy")
     called = vpd("compare", trained / name, copy, "-o", tmp_path / "out", "--json")
