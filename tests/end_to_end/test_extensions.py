@@ -33,13 +33,19 @@ EXTENSIONS: dict[str, dict[str, object]] = {
     "muon": {"eval": None, "pd__components_optimizer": MUON, "pd__ci_fn_optimizer": MUON, "pd__ci_config": SHARED},
     "transformer": {"eval": None, "pd__ci_config": GLOBAL},
     "chunkwise": {"eval": None, "pd__ci_config": CHUNKWISE},
-    "riders": {"pd__loss_metrics": [FAITHFULNESS, MINIMALITY, STOCHASTIC | RIDER, PERSISTENT | RIDER]},
-    "merged": {"pd__loss_metrics": [FAITHFULNESS, MINIMALITY, MERGED]},
+    "riders": {"eval": None, "pd__loss_metrics": [FAITHFULNESS, MINIMALITY, STOCHASTIC | RIDER, PERSISTENT | RIDER]},
+    "merged": {"eval": None, "pd__loss_metrics": [FAITHFULNESS, MINIMALITY, MERGED]},
     "svd": {"eval": None, "pd__initialization": "svd", "pd__faithfulness_warmup_steps": 0},
 }
 
 
-@pytest.mark.parametrize("name", EXTENSIONS)
+# One in the fast suite, the one whose steps differ most from the published runs'.
+CHEAP = ("muon",)
+
+
+@pytest.mark.parametrize(
+    "name", [*CHEAP, *(pytest.param(name, marks=pytest.mark.slow) for name in EXTENSIONS if name not in CHEAP)]
+)
 def test_an_interrupted_run_goes_on_to_the_same_bits(name: str, tmp_path: Path) -> None:
     file = write_file(tmp_path, **EXTENSIONS[name], pd__steps=30)
     whole = decompose(file, out_dir=tmp_path, run_id="whole", quiet=True)
@@ -54,8 +60,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(name: str, tmp_path: Path) 
     assert open_run(cut).step == 30
 
 
+@pytest.mark.slow
 def test_riders_are_recorded_in_training_and_evaluation(tmp_path: Path) -> None:
-    decompose(write_file(tmp_path, **EXTENSIONS["riders"], pd__steps=20), out_dir=tmp_path, run_id="ridden", quiet=True)
+    changes = EXTENSIONS["riders"] | {"eval": TINY["eval"]}
+    decompose(write_file(tmp_path, **changes, pd__steps=20), out_dir=tmp_path, run_id="ridden", quiet=True)
     for record in records(tmp_path / "ridden"):
         values = record.get("metrics", record)
         assert values["loss/StochasticReconLoss/hidden_acts"] > 0

@@ -32,10 +32,17 @@ def test_seeds_are_runs_of_their_own_and_the_same_command_skips_them(tmp_path: P
     assert again.code == 0 and again.out == called.out
     assert again.err.count("finished already, skipped") == 2
     assert tree(runs) == before
+
+
+@pytest.mark.slow
+def test_a_seed_of_a_family_is_the_run_of_that_seed(tmp_path: Path, vpd: Vpd) -> None:
+    file, runs = write_file(tmp_path, pd__seed=3, **PLAIN), tmp_path / "runs"
+    assert vpd("train", file, "--out-dir", runs, "--quiet", "--seeds", 2).code == 0
     alone = decompose(file, seed=4, out_dir=tmp_path / "alone", quiet=True)
     assert_same_run(alone.path, runs / "tiny-seed-4")
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_the_others(tmp_path: Path, vpd: Vpd) -> None:
     wild = {"lr_schedule": {"start_val": 1e30}}
     bad = write_file(tmp_path, "bad.yaml", pd__components_optimizer=wild, cadence={"train_log_every": 1}, **PLAIN)
@@ -64,7 +71,8 @@ def test_a_family_is_refused_before_anything_starts(tmp_path: Path, vpd: Vpd) ->
     assert tree(runs) == before
 
 
-@pytest.mark.parametrize("chosen", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_all_and_the_same_command_goes_on(chosen: int, tmp_path: Path, vpd: Vpd) -> None:
     """The first is training and saves, the last has not begun."""
     file, runs = write_file(tmp_path, eval=None, pd__steps=3000, cadence={"train_log_every": 5}), tmp_path / "runs"

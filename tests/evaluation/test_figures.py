@@ -157,3 +157,15 @@ def test_nothing_to_draw_is_said():
         figures.loss_curves(STEPS, {"total": np.zeros(len(STEPS))})
     with pytest.raises(ValueError, match="at least one site"):
         figures.ci_histogram({}, EDGES)
+
+
+@pytest.mark.parametrize("n_sites", [1, 5])
+def test_heat_maps_stand_a_decomposition_without_live_subcomponents(n_sites: int):
+    """Drawn as ever: a warning of the layout is an error here."""
+    components, order, live, ci = decomposition(n_sites)
+    dead = {site: np.zeros_like(alive) for site, alive in live.items()}
+    for figure in (
+        figures.uv_plot(components, order, dead),
+        figures.permuted_ci_plot({site: 0 * x for site, x in ci.items()}, order),
+    ):
+        assert len(figures.png(figure)) > 1000

@@ -352,6 +352,8 @@ def _colour_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], label: s
 
 def _mark_live(ax: Axes, live: Bool[np.ndarray, " _k"]) -> None:
     at = np.flatnonzero(live)
+    if not at.size:
+        return  # an empty line outside the axes would leave no room for them
     above = offset_copy(ax.get_xaxis_transform(), ax.get_figure(root=True), y=5, units="points")
     ax.plot(at, np.ones(len(at)), "v", color=GREEN, markersize=4.5, clip_on=False, transform=above)
 

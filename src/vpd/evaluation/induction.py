@@ -82,7 +82,7 @@ def measure(problem: Problem, target: Induction, decomposition: Decomposition, t
         forwards[name] = masked_forward(target, decomposition.components, tokens, site_masks)
 
     def over(where: Bool[Array, "batch T"]) -> dict[str, Array]:
-        return {site: jnp.sum(x * where[..., None], axis=(0, 1)) for site, x in ci.items()}
+        return {site: jnp.sum(x, axis=(0, 1), where=where[..., None]) for site, x in ci.items()}
 
     return Sums(
         induction=jnp.sum(induction, dtype=jnp.float32),
@@ -102,7 +102,9 @@ def ablate(target: Induction, decomposition: Decomposition, tokens: Tokens, kept
     logits = masked_forward(target, decomposition.components, tokens, masks)
     induction, elsewhere = _positions(tokens)
     distance = kl(clean, logits)
-    return Ablated(_correct(logits, tokens, induction), jnp.sum(distance * induction), jnp.sum(distance * elsewhere))
+    return Ablated(
+        _correct(logits, tokens, induction), jnp.sum(distance, where=induction), jnp.sum(distance, where=elsewhere)
+    )
 
 
 @dataclass(frozen=True)
