@@ -69,3 +69,14 @@ def covering(axes: Axes, legal: Legal) -> list[Case]:
         for pair in pairs_of(axes, best):
             missing.pop(pair, None)
     return cases
+
+
+def showing_values(axes: Axes, cases: Sequence[Case]) -> list[Case]:
+    """A few of the cases that together show every value of every axis that some case shows."""
+    missing = dict.fromkeys((axis, case[axis]) for case in cases for axis in axes)
+    chosen: list[Case] = []
+    while missing:
+        chosen.append(max(cases, key=lambda case: sum(value in missing for value in case.items())))
+        for value in chosen[-1].items():
+            missing.pop(value, None)
+    return chosen

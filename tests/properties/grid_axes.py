@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, get_args  # a run file is nested blocks of anything
 
-from pydantic.fields import FieldInfo
 from properties.covering import Case, Value
+from pydantic.fields import FieldInfo
 
 from vpd.config.block import Block
 from vpd.config.importance import CIConfig
@@ -141,7 +141,7 @@ def document(case: Case) -> dict[str, Any]:
             "ci_config": _ci_config(str(case["fn_type"])),
             "loss_metrics": [_loss(case)],
             "steps": 4,
-            "batch_size": 4,
+            "batch_size": 8,  # few enough to be fast, enough for every site to be routed somewhere
         },
     }
 

@@ -1,8 +1,6 @@
 """Every legal pair of choices in a run file makes a right training step, every illegal one is refused by its key."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any  # a patched function of JAX takes anything
 from unittest import mock
 
@@ -10,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from properties.covering import Case, Pair, Value, all_pairs, completed, covering, pairs_of, reachable
+from objective.scenes import jit
+from properties.covering import Case, Pair, Value, all_pairs, completed, covering, pairs_of, reachable, showing_values
 from properties.grid_axes import AXES, LOSS_BLOCKS, TARGETS, document, refused_key
 
 from vpd.config import read_run_file
-from vpd.config.losses import PersistentAdversary, ReconTerm
+from vpd.config.losses import PersistentAdversary
 from vpd.decomposition import SiteMask
 from vpd.errors import ConfigError
 from vpd.experiment import Experiment, build, first_state
@@ -57,9 +56,7 @@ def refused_case(pair: Pair) -> Case:
     if only is not None:
         return only
     # Legal in itself, but each loss refuses one of the two; or a loss that refuses everything.
-    by_loss = completed(
-        AXES, dict(pair), lambda a, b: "loss" in (a[0], b[0]) or legal(a, b), order, lambda *_: 0
-    )
+    by_loss = completed(AXES, dict(pair), lambda a, b: "loss" in (a[0], b[0]) or legal(a, b), order, lambda *_: 0)
     assert by_loss is not None
     return by_loss
 
@@ -91,30 +88,40 @@ def fori_loop(start: int, end: int, body: Callable[..., Any], carry: Any, unroll
     return carry
 
 
-@contextmanager
-def operation_by_operation() -> Iterator[None]:
-    """Loops in Python: each operation is compiled once for all cases, and not each case as a whole."""
+Run = Callable[..., Any]
+
+
+def as_a_whole(function: Callable[..., Any], *given: Any) -> Any:
+    """As one program, as runs have it: a compile for each case."""
+    return jit(function)(*given)
+
+
+def by_operations(function: Callable[..., Any], *given: Any) -> Any:
+    """Operation by operation, loops in Python: each operation is compiled once for all cases."""
     with mock.patch.object(jax.lax, "scan", scan), mock.patch.object(jax.lax, "fori_loop", fori_loop):
-        yield
+        return function(*given)
 
 
 Step = tuple[TrainState, Gradients, dict[str, np.ndarray]]
 
 
-def one_step(experiment: Experiment, state: TrainState, batch: jax.Array) -> Step:
+def one_step(run: Run, experiment: Experiment, state: TrainState, batch: jax.Array) -> Step:
     """A training step, and the gradients that it used."""
-    kept: list[Gradients] = []
     original = training_step.step_gradients
 
-    def spy(*given: Any) -> Any:
-        result = original(*given)
-        kept.append(result[0])
-        return result
+    def step(target: Any, state: TrainState, batch: jax.Array, seed: jax.Array) -> Any:
+        kept: list[Gradients] = []
 
-    with mock.patch.object(training_step, "step_gradients", spy), operation_by_operation():
-        seed = jnp.asarray(SEED, jnp.uint32)
-        after, logs = training_step.train_step(experiment.problem, experiment.target, state, batch, seed)
-    return after, kept[0], {name: np.asarray(x) for name, x in logs.items()}
+        def spy(*given: Any) -> Any:
+            gradients, logs = original(*given)
+            kept.append(gradients)
+            return gradients, logs
+
+        with mock.patch.object(training_step, "step_gradients", spy):
+            after, logs = training_step.train_step(experiment.problem, target, state, batch, seed)
+        return after, kept[0], logs
+
+    return run(step, experiment.target, state, batch, jnp.asarray(SEED, jnp.uint32))
 
 
 def nonzero(tree: Any) -> bool:
@@ -140,7 +147,7 @@ SQUASH: dict[str, tuple[Callable[[np.ndarray], Any], Callable[[np.ndarray], Any]
     "leaky_hard": (clip, above),
     "lower_leaky_hard": (clip, clip),
     "upper_leaky_hard": (above, above),
-    "swish_hard": (swish_hard, swish_hard),
+    "swish_hard": (lambda z: np.asarray(swish_hard(jnp.asarray(z))),) * 2,
 }
 
 
@@ -205,7 +212,9 @@ def check_adversaries(case: Case, before: TrainState, after: TrainState) -> None
             assert not np.array_equal(x, old[site]), site
 
 
-def check_losses(case: Case, experiment: Experiment, state: TrainState, batch: jax.Array, logs: Mapping) -> None:
+def check_losses(
+    case: Case, run: Run, experiment: Experiment, state: TrainState, batch: jax.Array, logs: Mapping[str, Any]
+) -> None:
     """The total is the weighted term; what has a closed form has its value."""
     loss, coeff, problem = str(case["loss"]), float(case["coeff"]), experiment.problem
     term = float(logs[f"loss/{loss}"])
@@ -214,13 +223,12 @@ def check_losses(case: Case, experiment: Experiment, state: TrainState, batch: j
     np.testing.assert_allclose(logs["loss/total"], coeff * (term + 0.25 * hidden), rtol=1e-5)
     components, target = state.decomposition.components, experiment.target
     if loss == "FaithfulnessLoss":
-        weights = frozen_weights(target, batch)
-        np.testing.assert_allclose(term, faithfulness_loss(problem.sites, weights, components), rtol=1e-6)
+        want = faithfulness_loss(problem.sites, run(frozen_weights, target, batch), components)
+        np.testing.assert_allclose(term, want, rtol=1e-6)
     if loss not in MINIMALITY | {"CIMaskedReconLoss"}:
         return
-    clean, inputs = clean_forward(target, batch)
-    with operation_by_operation():
-        z = state.decomposition.ci_fn(dense_inputs(inputs), components)
+    clean, inputs = run(clean_forward, target, batch)
+    z = run(lambda d: d.ci_fn(dense_inputs(inputs), d.components), state.decomposition)
     lower, upper = SQUASH[str(case["sigmoid_type"])]
     if loss in MINIMALITY:
         ci = {site: np.asarray(upper(np.asarray(x)), np.float64) for site, x in z.items()}
@@ -231,27 +239,35 @@ def check_losses(case: Case, experiment: Experiment, state: TrainState, batch: j
         np.testing.assert_allclose(term, want, rtol=1e-5)
     elif case["sampling"] == "continuous":
         masks = {site: SiteMask(jnp.asarray(lower(np.asarray(x)), jnp.float32)) for site, x in z.items()}
-        out = masked_forward(target, components, batch, masks)
+        out = run(masked_forward, target, components, batch, masks)
         np.testing.assert_allclose(term, np.mean(target.divergence(clean, out)), rtol=1e-4)
 
 
-def check(case: Case) -> None:
+def check(case: Case, run: Run) -> None:
     """One step of the case, from its run file."""
     config = read_run_file(document(case)).config
     experiment = build(config, fresh_target(config.target))
     state = first_state(experiment)
     batch = experiment.train_batch(jnp.asarray(SEED, jnp.uint32), jnp.asarray(0, jnp.int32))
-    after, gradients, logs = one_step(experiment, state, batch)
+    after, gradients, logs = one_step(run, experiment, state, batch)
     assert finite(logs) and finite(gradients) and finite(after)
-    check_losses(case, experiment, state, batch, logs)
+    check_losses(case, run, experiment, state, batch, logs)
     check_gradients(case, experiment, gradients)
     check_updates(state, after, gradients)
     check_adversaries(case, state, after)
 
 
+def check_all(cases: Sequence[Case], run: Run, subtests: pytest.Subtests) -> None:
+    for case in cases:
+        with subtests.test(msg=" ".join(f"{axis}={value}" for axis, value in case.items())):
+            check(case, run)
+
+
+def test_a_step_of_cases_that_show_every_value(subtests: pytest.Subtests) -> None:
+    check_all(showing_values(AXES, CASES), as_a_whole, subtests)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fn_type", AXES["fn_type"])
 def test_a_step_of_every_case(fn_type: str, subtests: pytest.Subtests) -> None:
-    for case in CASES:
-        if case["fn_type"] == fn_type:
-            with subtests.test(msg=" ".join(f"{axis}={value}" for axis, value in case.items())):
-                check(case)
+    check_all([case for case in CASES if case["fn_type"] == fn_type], by_operations, subtests)
