@@ -175,7 +175,7 @@ def test_a_batch_is_a_function_of_seed_step_and_stream_alone() -> None:
         forwards = [np.asarray(call["train"](np.int32(0), np.int32(t))) for t in range(4)]
         backwards = [np.asarray(call["train"](np.int32(0), np.int32(t))) for t in reversed(range(4))][::-1]
         np.testing.assert_array_equal(forwards, backwards)
-        scanned = jit(lambda n, draw=draws["train"]: jax.lax.map(lambda t: draw(0, t), n))(np.arange(4, dtype=np.int32))
+        scanned = jit(lambda n, draw=draws["train"]: jax.lax.map(lambda i: draw(0, i), n))(np.arange(4, dtype=np.int32))
         np.testing.assert_array_equal(forwards, scanned)
         others = [*forwards[1:], call["train"](np.int32(1), np.int32(0)), call["eval"](np.int32(0), np.int32(0))]
         assert not any(np.array_equal(forwards[0], x) for x in others)
