@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any  # blocks of a run file are nested anything
+from typing import Any, Literal  # blocks of a run file are nested anything
 
 import equinox as eqx
 import jax
@@ -14,8 +14,10 @@ from vpd.config.run import PD
 from vpd.decomposition import Components, ComponentSet, Site
 from vpd.objective import ReconTerm, Scene
 from vpd.objective.build import term_from
-from vpd.targets import TMS, recorded_forward
+from vpd.targets import TMS, Induction, ResidMLP, recorded_forward
 from vpd.targets.base import with_identities
+from vpd.targets.induction import AttentionLayer
+from vpd.targets.resid_mlp import Layer
 
 # Tests compile far longer than they compute.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
@@ -103,20 +105,56 @@ def tms(hidden: int = 0, f: int = 4, h: int = 3, untied: bool = False) -> TMS:
     return TMS(normal(f, h), bias, layers, normal(h, f, key=1) if untied else None)
 
 
-def sites_of(target, C: int = 3) -> tuple[Site, ...]:
-    """All its matrices, and of a chain an inserted identity, with numbers of subcomponents that differ."""
+def resid(
+    n_layers: int = 1,
+    f: int = 4,
+    d: int = 6,
+    mlp: int = 5,
+    act: Literal["gelu", "relu"] = "gelu",
+    biases: bool = True,
+    identity: bool = False,
+) -> ResidMLP:
+    """A random one; with ``identity`` its embedding is one, and the stream as wide as the input."""
+    W_E = jnp.asarray(np.eye(f, dtype=np.float32)) if identity else normal(f, d)
+    d = f if identity else d
+    layers = [
+        Layer(
+            normal(d, mlp, key=i),
+            normal(mlp, d, key=i) / 2,
+            normal(mlp, key=i) if biases else None,
+            normal(d, key=i + 9) if biases else None,
+        )
+        for i in range(n_layers)
+    ]
+    return ResidMLP(W_E, tuple(layers), act)
+
+
+def induction(n_layers: int = 1, vocab: int = 6, d: int = 4, n_heads: int = 1, seq_len: int = 8) -> Induction:
+    """A random one, its attention far from uniform."""
+    layers = [AttentionLayer(*(normal(d, d, key=4 * i + j) for j in range(4))) for i in range(n_layers)]
+    return Induction(normal(vocab, d), tuple(layers), n_heads, seq_len)
+
+
+def sites_of(target, C: int = 3, identities: bool = False) -> tuple[Site, ...]:
+    """All its matrices, and of a chain an inserted identity, with numbers of subcomponents that differ.
+
+    Args:
+        target: any.
+        C: of the first site.
+        identities: insert every identity that can be.
+    """
     inserted = ("fc1.pre_identity",) if isinstance(target, Chain) else ()
     every = with_identities(target.matrices()).items()
-    chosen = [(s, matrix) for s, matrix in every if matrix[2] != "identity" or s in inserted]
+    chosen = [(s, matrix) for s, matrix in every if identities or matrix[2] != "identity" or s in inserted]
     return tuple(Site(s, d_in, d_out, C + i, kind) for i, (s, (d_in, d_out, kind)) in enumerate(chosen))
 
 
 def batch_of(target, leading: tuple[int, ...] = (5,), key: int = 7) -> jax.Array:
-    """Tokens for a chain, features for a TMS."""
-    if isinstance(target, Chain):
-        tokens = np.random.default_rng(key).integers(0, target.embed.shape[0], leading)
-        return jnp.asarray(tokens.astype(np.int32))
-    return uniform(*leading, target.linear1.shape[0], key=key)
+    """Tokens where there is an embedding, features for a TMS and a ResidMLP."""
+    if isinstance(target, Chain | Induction):
+        vocab = (target.embed if isinstance(target, Chain) else target.wte).shape[0]
+        return jnp.asarray(np.random.default_rng(key).integers(0, vocab, leading).astype(np.int32))
+    return uniform(*leading, target.n_features, key=key)
 
 
 def components_of(sites: tuple[Site, ...], key: int = 1) -> ComponentSet:
@@ -129,9 +167,16 @@ def components_of(sites: tuple[Site, ...], key: int = 1) -> ComponentSet:
     )
 
 
-def scene_of(target, leading: tuple[int, ...] = (5,), use_delta: bool = True, key: int = 1, C: int = 3) -> Scene:
+def scene_of(
+    target,
+    leading: tuple[int, ...] = (5,),
+    use_delta: bool = True,
+    key: int = 1,
+    C: int = 3,
+    identities: bool = False,
+) -> Scene:
     """Random components on a random batch."""
-    sites, batch = sites_of(target, C), batch_of(target, leading)
+    sites, batch = sites_of(target, C, identities), batch_of(target, leading)
     clean, _, outputs = jit(recorded_forward)(target, batch)
     return Scene(target, components_of(sites, key), batch, clean, sites, leading, use_delta, clean_outputs=outputs)
 
@@ -148,6 +193,22 @@ def stored_of(scene: Scene, key: int = 3) -> dict[str, jax.Array]:
         s.name: uniform(scene.leading[0], *ones, s.C + int(scene.use_delta), key=key + i)
         for i, s in enumerate(scene.sites)
     }
+
+
+# Small targets of every kind, each with the leading shape of a batch.
+TARGETS: dict[str, tuple[Callable[[], Any], tuple[int, ...]]] = {
+    "tms": (tms, (5,)),
+    "tms-untied": (partial(tms, untied=True), (5,)),
+    "tms-id": (partial(tms, hidden=1), (5,)),
+    "tms-id-untied": (partial(tms, hidden=2, untied=True), (5,)),
+    "resid": (resid, (5,)),
+    "resid-relu": (partial(resid, act="relu", biases=False), (5,)),
+    "resid-2": (partial(resid, n_layers=2), (5,)),
+    "resid-identity": (partial(resid, n_layers=2, identity=True), (5,)),
+    "chain": (chain, (3, 4)),
+    "induction": (induction, (3, 8)),
+    "induction-2": (partial(induction, n_layers=2, n_heads=2, d=8), (3, 8)),
+}
 
 
 def pd_of(losses: list[dict[str, Any]], **changes: Any) -> PD:

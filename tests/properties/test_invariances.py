@@ -1,6 +1,7 @@
 """What changes no loss: the order of subcomponents, a harmless adversary, tiling; and what removes everything."""
 
 from dataclasses import replace
+from itertools import cycle
 from unittest import mock
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from objective.scenes import LOSSES, chain, grid_term, importances_of, jit, scene_of, stored_of, tms
+from objective.scenes import LOSSES, TARGETS, chain, grid_term, importances_of, jit, scene_of, stored_of, tms
 
 from vpd.decomposition import Components, ComponentSet
 from vpd.importance.squash import SQUASHINGS
@@ -27,17 +28,24 @@ def channels(orders: dict, values: dict) -> dict:
     return {s: x[..., np.r_[orders[s], orders[s].size : x.shape[-1]]] for s, x in values.items()}
 
 
-@pytest.mark.parametrize("name", GRID)
-def test_the_order_of_subcomponents_changes_nothing(name: str) -> None:
-    """When all that belongs to a subcomponent moves with it: V, U, importance and source."""
-    scene = scene_of(tms())
+# Each class on one of several kinds of target, in turn.
+ON_TARGETS = list(zip(GRID, cycle(("tms", "resid", "chain", "induction")), strict=False))
+
+
+@pytest.mark.parametrize(("name", "target"), ON_TARGETS)
+def test_the_order_of_subcomponents_changes_nothing(name: str, target: str) -> None:
+    """When all that belongs to a subcomponent moves with it: V, U, importance and source; riders included."""
+    make, leading = TARGETS[target]
+    scene = scene_of(make(), leading)
     rng = np.random.default_rng(0)
     orders = {s.name: rng.permutation(s.C) for s in scene.sites}
     shuffled = ComponentSet(
         {s: Components(c.V[:, orders[s]], c.U[orders[s]]) for s, c in scene.components.owned.items()}
     )
     ci, stored = importances_of(scene), stored_of(scene) if "Persistent" in name else {}
-    term, draw, start = grid_term(name, scene), recon._draw, recon._start
+    ridden = "HiddenActs" not in name
+    rider = {"hidden_acts_reconstruction": {"coeff": 0.5, "sites": ["*"]}} if ridden else {}
+    term, draw, start = grid_term(name, scene, **rider), recon._draw, recon._start
 
     @jit
     def run(key: jax.Array) -> tuple:
@@ -54,9 +62,10 @@ def test_the_order_of_subcomponents_changes_nothing(name: str) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ADVERSARIAL)
-def test_with_delta_off_and_ci_1_every_adversary_is_harmless(name: str) -> None:
-    scene = scene_of(tms(), use_delta=False)
+@pytest.mark.parametrize(("name", "target"), list(zip(ADVERSARIAL, cycle(("tms", "resid", "induction")), strict=False)))
+def test_with_delta_off_and_ci_1_every_adversary_is_harmless(name: str, target: str) -> None:
+    make, leading = TARGETS[target]
+    scene = scene_of(make(), leading, use_delta=False)
     ones = {s: x * 0 + 1 for s, x in importances_of(scene).items()}
     unmasked = grid_term(name, scene)
     routing = {"routing": {"type": "static_probability", "p": 1.0}} if "Subset" in name or "Merged" in name else {}
