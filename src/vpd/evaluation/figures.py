@@ -54,6 +54,7 @@ Matrix = Float[np.ndarray, "_rows _k"]
 
 
 def caption(title: str, good: str) -> dict[str, str]:
+    """The title of a figure, and what a good decomposition looks like in it."""
     return {"title": title, "caption": f"Good: {good}"}
 
 
