@@ -29,6 +29,7 @@ from vpd.config.targets import ToyTarget
 from vpd.errors import VpdError
 from vpd.experiment import PACKAGES, Experiment, build, first_state, leading_of, lower_program, state_template
 from vpd.progress import console
+from vpd.targets.base import with_identities
 from vpd.targets.build import fresh_target
 from vpd.training.cost import step_operations, trained_sizes
 from vpd.training.state import TrainState, state_bytes
@@ -237,7 +238,8 @@ def counted_gflop(experiment: Experiment, template: TrainState) -> float:
     """Operations of a step in billions, counted from shapes."""
     positions = math.prod(leading_of(experiment.config, experiment.target))
     trained = trained_sizes(template.decomposition)
-    return sum(step_operations(experiment.problem, experiment.target.matrices(), trained, positions).values()) / 1e9
+    matrices = with_identities(experiment.target.matrices())
+    return sum(step_operations(experiment.problem, matrices, trained, positions).values()) / 1e9
 
 
 def largest_constant_bytes(program: str) -> int:
