@@ -10,6 +10,7 @@ ROOMS = (
     "errors",
     "randomness",
     "signals",
+    "rotary",
     "run_directory",
     "decomposition",
     "config",

@@ -9,7 +9,8 @@ from objective.scenes import chain, filled, jit, normal, scene_of
 
 from vpd.decomposition import Components, ComponentSet, Site
 from vpd.importance import TransformerCI, init_transformer
-from vpd.importance.transformer import Size, rotate
+from vpd.importance.transformer import Size
+from vpd.rotary import rotate
 from vpd.targets import clean_forward
 
 SIZE = Size(d_model=8, n_blocks=2, mlp_hidden=(12, 6), n_heads=2, max_len=16)

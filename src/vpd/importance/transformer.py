@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key
 
 from vpd.decomposition import ComponentSet, Site
@@ -23,6 +22,7 @@ from vpd.importance.mlp import (
     site_mlp,
     split_sites,
 )
+from vpd.rotary import rotate
 
 RMS_EPS = 2.0**-23
 
@@ -96,15 +96,6 @@ def rms_norm(x: Float[Array, "*leading d"]) -> Float[Array, "*leading d"]:
     """``x / √(mean x² + 2⁻²³)`` in float32, without a weight."""
     wide = x.astype(jnp.float32)
     return (wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + RMS_EPS)).astype(x.dtype)
-
-
-def rotate(x: Float[Array, "B T heads d_head"], base: float) -> Float[Array, "B T heads d_head"]:
-    """Rotary positions: dimension j and j + d_head/2 turn by ``position · base^(−2j/d_head)``."""
-    length, half = x.shape[1], x.shape[3] // 2
-    angles = np.arange(length)[:, None] * base ** (-np.arange(half) / half)
-    cos, sin = (jnp.asarray(turn(angles)[:, None, :], x.dtype) for turn in (np.cos, np.sin))
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 class TransformerCI(eqx.Module):
