@@ -154,7 +154,9 @@ def _feature_rows(target: FeatureToy, group: Group) -> list[VerdictRow]:
     ]
     return [
         verdict_row("features recovered", site, match.recovered, f"{n}", match.recovered == n),
-        verdict_row("live subcomponents", site, match.live, f"{n}", match.live == n if one_site else None),
+        verdict_row(
+            "live subcomponents", site, match.live, f"{n}" if one_site else "", match.live == n if one_site else None
+        ),
         *(
             verdict_row(measure, site, value, bar if exact else "", ok if exact else None)
             for measure, value, bar, ok in geometry
@@ -167,7 +169,9 @@ def _error_rows(target: FeatureToy, site: str, errors: Sequence[int], judged: bo
     if isinstance(target, TMS):
         return [verdict_row(f"IdentityCIError at {TOLERANCE}", site, tight, "0", tight == 0)]
     return [
-        verdict_row(f"IdentityCIError at {LOOSE_TOLERANCE}", site, loose, "0", loose == 0 if judged else None),
+        verdict_row(
+            f"IdentityCIError at {LOOSE_TOLERANCE}", site, loose, "0" if judged else "", loose == 0 if judged else None
+        ),
         verdict_row(f"IdentityCIError at {TOLERANCE}", site, tight, "", None),
     ]
 
