@@ -151,7 +151,7 @@ class InductionProbe:
         ablated = _total(self._ablate(self._target, decomposition, draw(i), kept) for i in range(n))
         metrics = _metrics(sums, ablated, removed)
         l0 = {site: np.asarray(x) / examples for site, x in in_order(sums.l0, self._sites).items()}
-        return Found(metrics, _verdict(metrics), l0, contrast)
+        return Found(metrics, _verdict(metrics, removed), l0, contrast)
 
 
 def _total(batches: Iterable[Tree]) -> Tree:
@@ -173,7 +173,8 @@ def _metrics(sums: Sums, ablated: Ablated, removed: Removed) -> Metrics:
     return metrics
 
 
-def _verdict(metrics: Metrics) -> list[VerdictRow]:
+def _verdict(metrics: Metrics, removed: Removed) -> list[VerdictRow]:
+    """The bars, and at which sites the subcomponents of induction are."""
     bars = (
         ("accuracy of the target, repeated tokens", "accuracy_target", TARGET_BAR, True),
         (f"accuracy with CI > {IMPORTANT} alone", "accuracy_important_only", IMPORTANT_BAR, True),
@@ -185,4 +186,7 @@ def _verdict(metrics: Metrics) -> list[VerdictRow]:
         value = metrics[f"induction/{key}"]
         holds = value >= bar if at_least else value <= bar
         rows.append(verdict_row(measure, "all sites", value, f"{'≥' if at_least else '≤'} {bar}", holds))
+    for site, gone in removed.items():
+        if gone.any():
+            rows.append(verdict_row("induction subcomponents", site, int(gone.sum()), "", None))
     return rows
