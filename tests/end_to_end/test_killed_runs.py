@@ -111,6 +111,7 @@ def _kill(arguments: tuple[object, ...], run: Path, moment: Moment | float) -> s
     return None if code == 0 else assert_nothing_half_written(run)
 
 
+@pytest.mark.slow
 def test_kill_twice(finished: Path, tmp_path: Path, vpd: Vpd) -> None:
     arguments = ("train", write_file(tmp_path), "--out-dir", tmp_path / "runs", "--quiet")
     run = tmp_path / "runs" / "tiny"
