@@ -31,7 +31,7 @@ from vpd.signals import StopSignals
 from vpd.targets import TMS, Induction, ResidMLP, frozen_weights
 from vpd.targets.build import build_toy, cache_directory, fresh_target, load_stored
 from vpd.targets.weights import Toy, load_target, target_bytes
-from vpd.training.build import init_state, problem_from, sites_from
+from vpd.training.build import cut_for, init_state, problem_from, sites_from
 from vpd.training.checkpoint import Checkpoints
 from vpd.training.loop import Callbacks, Events, train
 from vpd.training.state import TrainState
@@ -73,7 +73,8 @@ def build(config: RunConfig, target: Toy | None = None, quiet: bool = True) -> E
     bfloat16 = jax.default_backend() != "cpu" if runtime.autocast_bf16 is None else runtime.autocast_bf16
     if isinstance(config.target, StoredTarget):
         check_sites(config, {name: (d_in, d_out) for name, (d_in, d_out, _) in target.matrices().items()})
-    sites = sites_from(config.pd, target)
+    sites = sites_from(config.pd, target, config.tied_pairs)
+    target = cut_for(target, sites)
     problem = problem_from(config.pd, sites, config.has_sequence, bfloat16, runtime.remat_recon_forwards)
     evaluated = config.eval and batches(config, target, config.eval.batch_size, "eval")
     return Experiment(config, target, problem, batches(config, target, config.pd.batch_size, "train"), evaluated)
@@ -142,7 +143,7 @@ def _fresh_state(experiment: Experiment) -> TrainState:
     weights = None
     if pd.initialization == "svd":
         batch = experiment.train_batch(jnp.asarray(pd.seed, jnp.uint32), jnp.asarray(0, jnp.int32))
-        weights = jax.jit(frozen_weights)(experiment.target, batch)
+        weights = jax.jit(partial(frozen_weights, sites=experiment.problem.sites))(experiment.target, batch)
     return init_state(experiment.problem, pd, config.tied_pairs, leading_of(config, experiment.target), weights)
 
 

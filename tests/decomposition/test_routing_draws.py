@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from objective.scenes import jit
 
-from vpd.decomposition import AllRouting, StaticProbability, UniformKSubset, draw_routing
+from vpd.decomposition import AllRouting, Site, StaticProbability, UniformKSubset, draw_routing
 
 SITES = ["a", "b", "c", "d"]
 LEADING = (60, 100)
+FLAT = [Site(name, 3, 3, C=2) for name in SITES]
 DRAWN = {
     "subset": UniformKSubset(),
     "0": StaticProbability(0.0),
@@ -28,8 +29,8 @@ def drawn() -> dict[str, np.ndarray]:
     @jit
     def draw(seed: jax.Array) -> dict:
         key = jax.random.key(seed)
-        routes = {name: draw_routing(routing, key, SITES, LEADING) for name, routing in DRAWN.items()}
-        return routes | {"alone": draw_routing(UniformKSubset(), key, ["a"], LEADING)}
+        routes = {name: draw_routing(routing, key, FLAT, LEADING) for name, routing in DRAWN.items()}
+        return routes | {"alone": draw_routing(UniformKSubset(), key, FLAT[:1], LEADING)}
 
     draws = [draw(np.int32(seed)) for seed in (0, 1)]
     assert all(list(routes) == SITES for name, routes in draws[0].items() if name != "alone")
@@ -37,7 +38,7 @@ def drawn() -> dict[str, np.ndarray]:
 
 
 def test_everywhere_has_no_routing() -> None:
-    assert draw_routing(AllRouting(), jax.random.key(0), SITES, LEADING) == dict.fromkeys(SITES)
+    assert draw_routing(AllRouting(), jax.random.key(0), FLAT, LEADING) == dict.fromkeys(SITES)
 
 
 def test_k_is_uniform_and_so_is_the_subset(drawn) -> None:

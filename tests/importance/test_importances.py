@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from objective.scenes import jit
 
+from vpd.decomposition import Site
 from vpd.importance import SQUASHINGS, causal_importances, squash_pair
 
 Z = jnp.asarray([-3.0, -0.5, 0.0, 0.3, 1.0, 1.5], jnp.float32)
@@ -42,7 +43,8 @@ def test_binomial_noise_moves_the_lower_one_alone() -> None:
 
     @jit
     def run(z: dict, seed: jax.Array):
-        return causal_importances(z, squash_pair("leaky_hard"), jax.random.key(seed))
+        sites = [Site(name, 2, 2, C=8) for name in z]
+        return causal_importances(z, squash_pair("leaky_hard"), jax.random.key(seed), sites)
 
     got = run(z, np.int32(0))
     np.testing.assert_allclose(got.upper["a"], 0.5, atol=1e-7)

@@ -120,7 +120,7 @@ def test_the_global_one_keeps_the_order_of_the_sites() -> None:
     """Twelve layers: neither the inputs nor the split are sorted as strings."""
     sites = tuple(Site(f"h.{i}", 2, 2, C=i + 1) for i in range(12))
     fn = filled(init("global_shared_mlp", sites, ()))
-    assert fn.order == tuple(s.name for s in sites)
+    assert fn.sites == sites
     inputs = {s.name: normal(3, 2, key=i) for i, s in reversed(list(enumerate(sites)))}
     z = fn(inputs, components_of(sites))
     assert {s: x.shape for s, x in z.items()} == {s.name: (3, s.C) for s in sites}

@@ -9,7 +9,7 @@ from objective.scenes import chain, filled, jit, normal, scene_of
 
 from vpd.decomposition import Components, ComponentSet, Site
 from vpd.importance import TransformerCI, init_transformer
-from vpd.importance.transformer import Size
+from vpd.importance.transformer import Size, chunk_widths
 from vpd.rotary import rotate
 from vpd.targets import clean_forward
 
@@ -47,14 +47,14 @@ def alone(fn: TransformerCI, chunk: int, sites) -> TransformerCI:
     padded = (network.embed.W, network.head.W, network.head.b)
     own = (padded[0][:, :width], padded[1][..., :out], padded[2][..., :out])
     network = eqx.tree_at(lambda n: (n.embed.W, n.head.W, n.head.b), network, own)
-    return TransformerCI(network, (fn.chunks[chunk],), (fn.C[chunk],), fn.lookups, fn.max_len)
+    return TransformerCI(network, tuple(sites), None, fn.max_len)
 
 
 @pytest.mark.parametrize("leading", [(4,), (3, 7)])
 def test_chunks_are_separate_transformers(leading: tuple[int, ...]) -> None:
     """Values and gradients, with a last chunk that is shorter and others that differ in width."""
     fn, inputs = jit(init(SITES, per_chunk=2))(jax.random.key(1)), inputs_of(SITES, *leading)
-    assert fn.chunks == (("h.0", "h.1"), ("h.2", "h.3"), ("h.4",))
+    assert [width for width, _ in chunk_widths(SITES, 2)] == [3 + 4, 5 + 6, 7]
     z, gradient = pulled(fn, inputs)
     assert {s: x.shape for s, x in z.items()} == {s.name: (*leading, s.C) for s in SITES}
     for i in range(3):
@@ -62,7 +62,7 @@ def test_chunks_are_separate_transformers(leading: tuple[int, ...]) -> None:
         z_alone, g_alone = pulled(alone(fn, i, mine), {s.name: inputs[s.name] for s in mine})
         for s in mine:
             np.testing.assert_allclose(z[s.name], z_alone[s.name], rtol=1e-5, atol=1e-5)
-        got = alone(TransformerCI(gradient.networks, fn.chunks, fn.C, fn.lookups, fn.max_len), i, mine)
+        got = alone(TransformerCI(gradient.networks, fn.sites, fn.per_chunk, fn.max_len), i, mine)
         for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(g_alone), strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 

@@ -177,7 +177,7 @@ def scene_of(
 ) -> Scene:
     """Random components on a random batch."""
     sites, batch = sites_of(target, C, identities), batch_of(target, leading)
-    clean, _, outputs = jit(recorded_forward)(target, batch)
+    clean, _, outputs, _ = jit(recorded_forward)(target, batch)
     return Scene(target, components_of(sites, key), batch, clean, sites, leading, use_delta, clean_outputs=outputs)
 
 

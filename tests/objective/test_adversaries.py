@@ -129,8 +129,8 @@ def test_starts() -> None:
 
     @jit
     def start(key):
-        clipped = init_adversary(shapes, key, AdamAscent(), sigmoid=False)
-        return clipped, init_adversary(shapes, key, SignAscent(), sigmoid=True)
+        clipped = init_adversary(sites, shapes, key, AdamAscent(), sigmoid=False)
+        return clipped, init_adversary(sites, shapes, key, SignAscent(), sigmoid=True)
 
     clipped, free = start(jax.random.key(0))
     for state, moments in ((clipped, (0.5, 12**-0.5)), (free, (0.0, 1.0))):

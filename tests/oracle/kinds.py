@@ -119,7 +119,7 @@ def flatten_mlp(mlp: SiteMLP, prefix: str) -> dict:
     return {f"{prefix}/{n}/{p}": getattr(layer, p) for n, layer in layers.items() for p in ("W", "b")}
 
 
-def transformer(case: Case, lookups: frozenset[str]) -> TransformerCI:
+def transformer(case: Case, sites: tuple[Site, ...]) -> TransformerCI:
     """The recorded transformer: blocks stacked, in a stack of one network."""
     c = case.config
 
@@ -130,9 +130,8 @@ def transformer(case: Case, lookups: frozenset[str]) -> TransformerCI:
 
     blocks = jax.tree.map(lambda *x: jnp.stack(x), *(block(f"ci/block{i}") for i in range(c["n_blocks"])))
     network = Transformer(_affine(case, "ci/in"), blocks, _affine(case, "ci/out"), c["n_heads"], c["rope_base"])
-    order, C = tuple(c["site_order"]), {s["name"]: s["C"] for s in c["sites"]}
     one = jax.tree.map(lambda x: x[None], network)
-    return TransformerCI(one, (order,), (tuple(C[s] for s in order),), lookups, 2048)
+    return TransformerCI(one, sites, None, 2048)
 
 
 def flatten_transformer(fn: TransformerCI, prefix: str) -> dict:
@@ -148,17 +147,27 @@ def flatten_transformer(fn: TransformerCI, prefix: str) -> dict:
     return {f"{prefix}/{name}": value for name, value in named.items()}
 
 
+def in_order(case: Case) -> tuple[Site, ...]:
+    """The sites in the recorded order of concatenation."""
+    named = {s["name"]: s for s in case.config["sites"]}
+
+    def site(name: str) -> Site:
+        x, kind = case[f"x/{name}"], named[name]["type"]
+        lookup = kind == "embedding"
+        return Site(name, 1 if lookup else x.shape[-1], 1, named[name]["C"], "embedding" if lookup else "linear")
+
+    return tuple(site(name) for name in case.config["site_order"])
+
+
 def ci_fn(case: Case) -> dict:
     """Preactivations and gradients of the causal-importance functions."""
     c = case.config
     sites, hidden = c["sites"], len(c.get("hidden_dims", ()))
     lookups = frozenset(s["name"] for s in sites if s["type"] == "embedding")
     if c["fn_type"] == "global_shared_mlp":
-        order = tuple(c["site_order"])
-        C = {s["name"]: s["C"] for s in sites}
-        fn = GlobalMLP(site_mlp(case, "ci", hidden), order, tuple(C[s] for s in order), lookups)
+        fn = GlobalMLP(site_mlp(case, "ci", hidden), in_order(case))
     elif c["fn_type"] == "global_shared_transformer":
-        fn = transformer(case, lookups)
+        fn = transformer(case, in_order(case))
     else:
         networks = {s["name"]: site_mlp(case, f"ci/{s['name']}", hidden) for s in sites}
         fn = LayerwiseMLP(networks, c["fn_type"], lookups)

@@ -17,9 +17,9 @@ from vpd.config.losses import PersistentAdversary
 from vpd.decomposition import SiteMask
 from vpd.errors import ConfigError
 from vpd.experiment import Experiment, build, first_state
-from vpd.importance.mlp import GlobalMLP, LayerwiseMLP
+from vpd.importance.mlp import GlobalMLP, LayerwiseMLP, split_sites
 from vpd.importance.squash import swish_hard
-from vpd.importance.transformer import TransformerCI
+from vpd.importance.transformer import TransformerCI, chunk_widths
 from vpd.objective import faithfulness_loss
 from vpd.objective.build import GRID
 from vpd.targets import clean_forward, frozen_weights, masked_forward
@@ -157,14 +157,10 @@ def by_site(ci_fn: Any, sites: list[str]) -> dict[str, Any]:
         case LayerwiseMLP():
             return {site: ci_fn.sites[site] for site in sites}
         case GlobalMLP():
-            return dict(zip(ci_fn.order, np.split(np.asarray(ci_fn.mlp.out.b), np.cumsum(ci_fn.C)[:-1]), strict=True))
+            return split_sites(np.asarray(ci_fn.mlp.out.b), ci_fn.sites)
         case TransformerCI():
-            heads = zip(ci_fn.chunks, ci_fn.C, np.asarray(ci_fn.networks.head.b), strict=True)
-            return {
-                site: part
-                for chunk, C, b in heads
-                for site, part in zip(chunk, np.split(b[: sum(C)], np.cumsum(C)[:-1]), strict=True)
-            }
+            parts = zip(ci_fn.networks.head.b, chunk_widths(ci_fn.sites, ci_fn.per_chunk), strict=True)
+            return split_sites(np.concatenate([b[:C] for b, (_, C) in parts]), ci_fn.sites)
         case _:
             raise AssertionError(f"say where {type(ci_fn).__name__} has the parts of a site")
 

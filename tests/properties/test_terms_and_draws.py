@@ -83,7 +83,7 @@ def test_a_layerwise_term_is_the_mean_of_its_single_site_terms(name: str, target
     def draw(sampling, group, scene, key):
         return {s.name: drawn[s.name] for s in group}
 
-    def start(init, shapes, key):
+    def start(init, shapes, key, group):
         return {s: drawn[s].reshape(shape) for s, shape in shapes.items()}
 
     @jit

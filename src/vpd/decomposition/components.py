@@ -2,66 +2,60 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
-SiteKind = Literal["linear", "embedding", "identity"]
-
-
-@dataclass(frozen=True)
-class Site:
-    """One weight matrix chosen for decomposition.
-
-    Attributes:
-        name: its path in the target, for example ``h.0.mlp.c_fc``.
-        d_in: rows of W (the vocabulary size for an embedding).
-        d_out: columns of W.
-        C: number of subcomponents.
-        kind: ``linear`` (``x @ W``), ``embedding`` (``W[x]``) or ``identity`` (W is the identity, never stored).
-    """
-
-    name: str
-    d_in: int
-    d_out: int
-    C: int
-    kind: SiteKind = "linear"
+from vpd.decomposition.stacks import Site, for_each, site_numbers
 
 
 class Components(eqx.Module):
-    """The rank-one pieces of one site: subcomponent c is ``V[:, c] ⊗ U[c, :]``."""
+    """The rank-one pieces of one site: subcomponent c is ``V[:, c] ⊗ U[c, :]``; of a stack along its first axis."""
 
-    V: Float[Array, "d_in C"]
-    U: Float[Array, "C d_out"]
+    V: Float[Array, "*stack d_in C"]
+    U: Float[Array, "*stack C d_out"]
 
     @property
     def transposed(self) -> "Components":
         """The same pieces for the transposed weight: ``V' = Uᵀ``, ``U' = Vᵀ``."""
-        return Components(V=self.U.T, U=self.V.T)
+        return Components(V=self.U.mT, U=self.V.mT)
 
 
 class ComponentSet(eqx.Module):
     """Components of all sites, looked up by site name.
 
     A tied site owns no arrays: it is a transposed view of its owner, so that gradients of both uses are summed and one
-    update is made (method.md §9).
+    update is made (method.md §9). A stack owns its matrices' arrays together; each is a view of them.
 
     Attributes:
         owned: pieces of the sites that own arrays.
         ties: pairs (tied site, its owner).
+        members: of each stack, (its name, the paths of its matrices).
     """
 
     owned: dict[str, Components]
     ties: tuple[tuple[str, str], ...] = eqx.field(static=True, default=())
+    members: tuple[tuple[str, tuple[str, ...]], ...] = eqx.field(static=True, default=())
 
     def __getitem__(self, site: str) -> Components:
-        """Components of one site, V ``[d_in, C]`` and U ``[C, d_out]``."""
+        """Components of one site, V ``[d_in, C]`` and U ``[C, d_out]``; of a stack with its first axis.
+
+        Raises:
+            KeyError: a name that is neither a site nor a matrix of a stack.
+        """
+        if site in self.owned:
+            return self.owned[site]
         owner = dict(self.ties).get(site)
-        return self.owned[site] if owner is None else self.owned[owner].transposed
+        if owner is not None:
+            return self.owned[owner].transposed
+        for stack, names in self.members:
+            if site in names:
+                i = names.index(site)
+                return Components(self.owned[stack].V[i], self.owned[stack].U[i])
+        raise KeyError(site)
 
     def __iter__(self) -> Iterator[str]:
         """Names of the sites that own arrays, then of the tied ones."""
@@ -82,7 +76,7 @@ def init_components(
 
     Args:
         sites: all sites.
-        key: random key; a site's draw depends on its position in ``sites`` alone.
+        key: random key; a matrix's draw depends on its number among all of ``sites`` alone.
         ties: pairs (owner, site); the second is the transposed view of the first.
         weights: frozen weights ``{site: [d_in, d_out]}``, none for an identity; where given, their singular pairs are
             where V and U start (:func:`singular_pairs`).
@@ -101,20 +95,36 @@ def init_components(
     view_of = {second: first for first, second in ties}
     tied_to = {first: by_name[second] for first, second in ties}
     owned: dict[str, Components] = {}
-    for index, site in enumerate(sites):
+    numbers = site_numbers(sites)
+    for site in sites:
         if site.name in view_of:
             continue
-        key_v, key_u = jax.random.split(jax.random.fold_in(key, index))
+        drawn = tied_to.get(site.name, site)
         if weights is not None:
             W = jnp.eye(site.d_in) if site.kind == "identity" else weights[site.name]
-            owned[site.name] = singular_pairs(W, site.C, key_v)
+            owned[site.name] = _from_weights(site, W, for_each(site, numbers, partial(_key_of_V, key)))
             continue
-        drawn = tied_to.get(site.name, site)
-        V = jax.random.normal(key_v, (drawn.d_in, drawn.C)) / math.sqrt(drawn.d_in)
-        U = jax.random.normal(key_u, (drawn.C, drawn.d_out)) / math.sqrt(drawn.C)
-        pieces = Components(V=V, U=U)
+        pieces = for_each(site, numbers, partial(_normal_pieces, drawn, key))
         owned[site.name] = pieces.transposed if site.name in tied_to else pieces
-    return ComponentSet(owned=owned, ties=tuple(view_of.items()))
+    members = tuple((site.name, site.members) for site in sites if site.span is not None)
+    return ComponentSet(owned=owned, ties=tuple(view_of.items()), members=members)
+
+
+def _key_of_V(key: Key[Array, ""], number: int | Int[Array, ""]) -> Key[Array, ""]:
+    return jax.random.split(jax.random.fold_in(key, number))[0]
+
+
+def _normal_pieces(site: Site, key: Key[Array, ""], number: int | Int[Array, ""]) -> Components:
+    key_v, key_u = jax.random.split(jax.random.fold_in(key, number))
+    V = jax.random.normal(key_v, (site.d_in, site.C)) / math.sqrt(site.d_in)
+    return Components(V=V, U=jax.random.normal(key_u, (site.C, site.d_out)) / math.sqrt(site.C))
+
+
+def _from_weights(site: Site, W: Float[Array, "*stack d_in d_out"], key: Key[Array, "*stack"]) -> Components:
+    pairs = partial(singular_pairs, C=site.C)
+    if site.span is None:
+        return pairs(W, key=key)
+    return jax.vmap(lambda w, k: pairs(w, key=k))(jnp.broadcast_to(W, (*site.stack, *W.shape[-2:])), key)
 
 
 def singular_pairs(weight: Float[Array, "d_in d_out"], C: int, key: Key[Array, ""]) -> Components:

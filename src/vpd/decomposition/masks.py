@@ -43,6 +43,27 @@ def interpolate(
     return SiteMask(component=ci + (1 - ci) * component, delta=delta, routing=routing)
 
 
+class Interpolated(eqx.Module):
+    """A mask that is made where it is used: inside the scan over layers, one layer at a time.
+
+    Attributes:
+        ci: lower-leaky causal importances ``[*leading, C]``.
+        source: as stored, ``[n, ..., C]`` or with a delta channel ``[n, ..., C + 1]``; tiled over the batch.
+        routing: where the masked components are used.
+    """
+
+    ci: Float[Array, "..."]
+    source: Float[Array, "..."]
+    routing: Bool[Array, "..."] | None = None
+
+    def made(self) -> SiteMask:
+        """The mask itself, in the dtype of the importances."""
+        return interpolate(self.ci, spread(self.source, self.ci.shape[0]).astype(self.ci.dtype), self.routing)
+
+
+Mask = SiteMask | Interpolated
+
+
 def source_shape(scope: Scope, leading: Sequence[int], channels: int, n_sources: int | None = None) -> tuple[int, ...]:
     """Shape in which a site's sources are stored; axes of size 1 are shared.
 
@@ -71,9 +92,9 @@ def source_shape(scope: Scope, leading: Sequence[int], channels: int, n_sources:
             return (batch, *rest, channels)
 
 
-def spread(source: Float[Array, "..."], batch: int) -> Float[Array, "..."]:
-    """Tile stored sources over the batch: element b uses source ``b mod n``."""
-    n = source.shape[0]
+def spread(source: Float[Array, "..."], batch: int, axis: int = 0) -> Float[Array, "..."]:
+    """Tile stored sources over the batch, which is this axis: element b uses source ``b mod n``."""
+    n = source.shape[axis]
     if n in (1, batch):
         return source
-    return jnp.tile(source, (batch // n,) + (1,) * (source.ndim - 1))
+    return jnp.tile(source, [batch // n if i == axis else 1 for i in range(source.ndim)])

@@ -3,9 +3,10 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vpd.decomposition.components import Components, SiteKind
+from vpd.decomposition.components import Components
 from vpd.decomposition.factored import Activation, Factored, SiteInput, dense, plus, scaled, selected
-from vpd.decomposition.masks import SiteMask
+from vpd.decomposition.masks import Mask, SiteMask
+from vpd.decomposition.stacks import SiteKind
 
 
 def site_frozen(
@@ -38,16 +39,16 @@ def site_inner(x: SiteInput, components: Components, kind: SiteKind = "linear") 
     return x @ components.V
 
 
-def site_delta(weight: Float[Array, "d_in d_out"], components: Components) -> Float[Array, "d_in d_out"]:
-    """The weight delta Δ = W − V @ U. For losses on weights; the forward path never forms it."""
-    return weight - components.V @ components.U
+def site_delta(weight: Float[Array, "*stack d_in d_out"], components: Components) -> Float[Array, "*stack d_in d_out"]:
+    """The weight delta Δ = W − V @ U, in the components' dtype; for losses on weights, no forward pass forms it."""
+    return weight.astype(components.V.dtype) - components.V @ components.U
 
 
 def masked_site(
     x: SiteInput,
     weight: Float[Array, "d_in d_out"] | None,
     components: Components,
-    mask: SiteMask,
+    mask: Mask,
     bias: Float[Array, " d_out"] | None = None,
     kind: SiteKind = "linear",
     factored: bool = False,
@@ -61,11 +62,12 @@ def masked_site(
         x: ``[*leading, d_in]``, or row indices ``[*leading]`` for an embedding.
         weight: ``[d_in, d_out]``; None for an identity.
         components: V and U of the site.
-        mask: component mask, and optionally delta mask and routing.
+        mask: component mask, and optionally delta mask and routing, or what they are made of.
         bias: ``[d_out]``.
         kind: what the frozen weight does.
         factored: leave the output as the sum of products that it is.
     """
+    mask = mask if isinstance(mask, SiteMask) else mask.made()
     if kind == "identity":
         x = dense(x)
     factored = factored and kind == "linear"

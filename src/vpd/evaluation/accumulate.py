@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from vpd.decomposition import Site, unstacked
 from vpd.objective import AdversaryState, Minimality, ReconTerm, Scene, faithfulness_loss
 from vpd.objective.recon import hidden_act_errors, recon_forwards, recon_parts, site_masks
 from vpd.randomness import Seed, stream
@@ -76,16 +77,16 @@ def in_order(by_site: Mapping[str, Value], sites: Iterable[str]) -> dict[str, Va
     return {site: by_site[site] for site in sites if site in by_site}
 
 
-def sums_in_order(sums: Sums, sites: Sequence[str]) -> Sums:
-    """The same sums with their sites in the order given."""
+def sums_in_order(sums: Sums, sites: Sequence[Site]) -> Sums:
+    """The same sums for each single matrix, in numeric layer order."""
     return replace(
         sums,
-        hidden_errors={term: in_order(x, sites) for term, x in sums.hidden_errors.items()},
-        hidden_elements={term: in_order(x, sites) for term, x in sums.hidden_elements.items()},
-        minimality={term: in_order(x, sites) for term, x in sums.minimality.items()},
-        active=in_order(sums.active, sites),
-        ci=in_order(sums.ci, sites),
-        histogram=in_order(sums.histogram, sites),
+        hidden_errors={term: unstacked(x, sites) for term, x in sums.hidden_errors.items()},
+        hidden_elements={term: unstacked(x, sites) for term, x in sums.hidden_elements.items()},
+        minimality={term: unstacked(x, sites) for term, x in sums.minimality.items()},
+        active=unstacked(sums.active, sites),
+        ci=unstacked(sums.ci, sites),
+        histogram=unstacked(sums.histogram, sites),
     )
 
 
@@ -116,10 +117,11 @@ def batch_sums(
         seed: of the run.
     """
     net, x = cast_compute(problem, (target, batch))
-    clean, inputs, outputs = recorded_forward(net, x)
+    clean, inputs, outputs, resume = recorded_forward(net, x, problem.sites)
     components = cast_compute(problem, decomposition.components)
     leading = leading_shape(problem, inputs)
-    scene = Scene(net, components, x, clean, problem.sites, leading, problem.use_delta, clean_outputs=outputs)
+    scene = Scene(net, components, x, clean, problem.sites, leading, problem.use_delta)
+    scene = replace(scene, clean_outputs=outputs, resume=resume if problem.reuse_prefix else None)
     ci = importances(problem, decomposition.ci_fn, decomposition.components, inputs, index, seed)
     positions = 1
     for size in leading:
@@ -140,17 +142,18 @@ def batch_sums(
         errors[key], elements[key] = _hidden(term, scene, ci.lower, stream(seed, f"eval/{key}", index))
 
     thresholds = jnp.asarray(what.thresholds)
-    lower = {s: z.astype(jnp.float32).reshape(-1, z.shape[-1]) for s, z in ci.lower.items()}
+    axes = {site.name: len(site.stack) for site in problem.sites}
+    lower = {s.name: ci.lower[s.name].astype(jnp.float32).reshape(*s.stack, positions, s.C) for s in problem.sites}
     return Sums(
         positions=jnp.asarray(positions, jnp.float32),
         recon=recon,
         riders=riders,
         hidden_errors=errors,
         hidden_elements=elements,
-        minimality={key: term.penalty.sums(ci.upper, updates / problem.steps) for key, term in what.minimality},
-        active={s: jnp.sum(z[None] > thresholds[:, None, None], axis=1, dtype=jnp.float32) for s, z in lower.items()},
-        ci={s: jnp.sum(z, axis=0) for s, z in lower.items()},
-        histogram={s: _histogram(z, in_histogram) for s, z in lower.items()} if what.histogram_batches else {},
+        minimality={key: term.penalty.sums(ci.upper, updates / problem.steps, axes) for key, term in what.minimality},
+        active={s: _active(z, thresholds) for s, z in lower.items()},
+        ci={s: jnp.sum(z, axis=-2) for s, z in lower.items()},
+        histogram={s: _histograms(z, in_histogram) for s, z in lower.items()} if what.histogram_batches else {},
     )
 
 
@@ -158,16 +161,27 @@ def _hidden(
     term: ReconTerm, scene: Scene, lower: dict[str, Array], key: Array
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Squared errors and element counts of each site over all forwards of a term."""
-    errors = {site.name: jnp.zeros(()) for site in scene.sites}
-    elements = {site.name: jnp.zeros(()) for site in scene.sites}
+    errors = {site.name: jnp.zeros(site.stack) for site in scene.sites}
+    elements = {site.name: jnp.zeros(site.stack) for site in scene.sites}
     for sources, routes in recon_forwards(term, scene, lower, key, None):
         masks = site_masks(term, scene, lower, sources, routes)
-        _, masked = masked_site_outputs(scene.target, scene.components, scene.batch, masks)
+        _, masked = masked_site_outputs(scene.target, scene.components, scene.batch, masks, scene.resume)
         more, counts = hidden_act_errors(scene, masked, masks)
         for site in more:
             errors[site] = errors[site] + more[site]
-            elements[site] = elements[site] + counts[site]
+            elements[site] = elements[site] + counts[site] / max(1, more[site].size)
     return errors, elements
+
+
+def _active(ci: Float[Array, "*stack positions C"], thresholds: Float[Array, " n"]) -> Float[Array, "*stack n C"]:
+    above = ci[..., None, :, :] > thresholds[:, None, None]
+    return jnp.sum(above, axis=-2, dtype=jnp.float32)
+
+
+def _histograms(ci: Float[Array, "*stack positions C"], counted: Array) -> Float[Array, "*stack bins"]:
+    if ci.ndim == 2:
+        return _histogram(ci, counted)
+    return jnp.stack([_histogram(matrix, counted) for matrix in ci])
 
 
 def _histogram(ci: Float[Array, "positions C"], counted: Array) -> Float[Array, " bins"]:
@@ -213,5 +227,5 @@ def accumulate(
 
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.zeros_like(n)))
     sums = jax.lax.fori_loop(jnp.zeros_like(n), n, body, zero)
-    weights = frozen_weights(target, draw(seed, first))
+    weights = frozen_weights(target, draw(seed, first), problem.sites)
     return sums, faithfulness_loss(problem.sites, weights, decomposition.components)

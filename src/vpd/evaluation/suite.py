@@ -14,6 +14,7 @@ from vpd.config.losses import FreshAdversary
 from vpd.config.losses import Term as Trainable
 from vpd.config.metrics import AnyMetric
 from vpd.config.run import RunConfig
+from vpd.decomposition import members_in_order
 from vpd.evaluation.accumulate import Pass, Sums, accumulate, in_order, sums_in_order
 from vpd.evaluation.induction import Found, InductionProbe
 from vpd.evaluation.l0 import group_sites
@@ -80,7 +81,7 @@ class Suite:
         """
         assert config.eval is not None
         self._config, self._eval, self._problem, self._target = config, config.eval, problem, target
-        sites = tuple(site.name for site in problem.sites)
+        sites = tuple(name for _, _, name in members_in_order(problem.sites))
         self._terms = {key: t for key, t in _terms(config, problem).items() if adversaries or not _persistent(t)}
         self.what = _pass(self._terms, config.eval.metrics)
         self._run = jax.jit(partial(accumulate, self.what, problem, draw))
@@ -104,7 +105,7 @@ class Suite:
         numbers = (jnp.asarray(v, jnp.int32) for v in (step, first, n))
         seed = jnp.asarray(self._config.pd.seed, jnp.uint32)
         sums, faithfulness = jax.device_get(self._run(self._target, decomposition, dict(adversaries), *numbers, seed))
-        sums = sums_in_order(sums, self._sites)
+        sums = sums_in_order(sums, self._problem.sites)
         found = Evaluation(step, self._scalars(sums, float(faithfulness), step), [], sums)
         if isinstance(self._target, TMS | ResidMLP):
             self._judge(found, self._target, decomposition)

@@ -1,11 +1,12 @@
 """From preactivations to the two causal importances of a step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import equinox as eqx
 import jax
 from jaxtyping import Array, Float, Key
 
+from vpd.decomposition import Site, for_each, site_numbers
 from vpd.importance.squash import Squashing
 
 
@@ -25,6 +26,7 @@ def causal_importances(
     preactivations: Mapping[str, Float[Array, "..."]],
     squash: tuple[Squashing, Squashing],
     jitter: Key[Array, ""] | None = None,
+    sites: Sequence[Site] = (),
 ) -> CausalImportances:
     """Squash the preactivations of every site.
 
@@ -33,12 +35,20 @@ def causal_importances(
         squash: the (lower, upper) pair.
         jitter: with binomial sampling a key: lower is then the squashing of ``1.05 z − 0.05 u``, u ~ U[0, 1]
             (method.md §4); upper has no noise.
+        sites: the decomposed ones, for the noise.
     """
     lower, upper = squash
-    lowered: dict[str, Float[Array, "..."]] = {}
-    for index, (site, z) in enumerate(preactivations.items()):
-        noisy = z
-        if jitter is not None:
-            noisy = 1.05 * z - 0.05 * jax.random.uniform(jax.random.fold_in(jitter, index), z.shape, z.dtype)
-        lowered[site] = lower(noisy)
-    return CausalImportances(lower=lowered, upper={site: upper(z) for site, z in preactivations.items()})
+    noisy = dict(preactivations)
+    if jitter is not None:
+        numbers = site_numbers(sites)
+        for site in sites:
+            z = preactivations[site.name]
+            shape = z.shape[len(site.stack) :]
+            u = for_each(
+                site, numbers, lambda n, s=shape, t=z.dtype: jax.random.uniform(jax.random.fold_in(jitter, n), s, t)
+            )
+            noisy[site.name] = 1.05 * z - 0.05 * u
+    return CausalImportances(
+        lower={site: lower(z) for site, z in noisy.items()},
+        upper={site: upper(z) for site, z in preactivations.items()},
+    )

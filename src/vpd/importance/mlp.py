@@ -2,14 +2,25 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
-from vpd.decomposition import Activation, Components, ComponentSet, Site, dense, site_inner
+from vpd.decomposition import (
+    Activation,
+    Components,
+    ComponentSet,
+    Site,
+    dense,
+    for_each,
+    site_groups,
+    site_inner,
+    site_numbers,
+)
 from vpd.importance.gates import gates
 
 LayerwiseType = Literal["mlp", "vector_mlp", "shared_mlp"]
@@ -54,7 +65,7 @@ def erf_gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
 
 
 class SiteMLP(eqx.Module):
-    """The layers of one site. In a stack (``mlp``, ``vector_mlp``) every array has a leading axis C."""
+    """The layers of one site. With a network per subcomponent (``mlp``, ``vector_mlp``) every array has an axis C."""
 
     hidden: tuple[Affine, ...]
     out: Affine
@@ -103,34 +114,37 @@ class LayerwiseMLP(eqx.Module):
     sites: dict[str, SiteMLP]
     fn_type: LayerwiseType = eqx.field(static=True)
     lookups: frozenset[str] = eqx.field(static=True, default=frozenset())
+    stacks: frozenset[str] = eqx.field(static=True, default=frozenset())
 
     def __call__(self, inputs: SiteInputs, components: ComponentSet) -> dict[str, Float[Array, "..."]]:
-        """``{site: x [*leading, d_in]}`` to ``{site: z [*leading, C]}``."""
-        return {site: self._site(site, inputs[site], components[site]) for site in self.sites}
+        """``{site: x [*leading, d_in]}`` to ``{site: z [*leading, C]}``; of a stack with its first axis."""
+        z: dict[str, Float[Array, "..."]] = {}
+        for site, mlp in self.sites.items():
+            one = partial(self._site, site in self.lookups)
+            one = jax.vmap(one) if site in self.stacks else one
+            z[site] = one(mlp, inputs[site], components[site])
+        return z
 
-    def _site(self, site: str, x: Activation, components: Components) -> Float[Array, "..."]:
-        lookup = site in self.lookups
+    def _site(self, lookup: bool, mlp: SiteMLP, x: Activation, components: Components) -> Float[Array, "..."]:
         match self.fn_type:
             case "mlp":
-                return _gates(self.sites[site], site_inner(x, components, "embedding" if lookup else "linear"))
+                return _gates(mlp, site_inner(x, components, "embedding" if lookup else "linear"))
             case "vector_mlp":
-                return _vector(self.sites[site], read_site(x, components, lookup))
+                return _vector(mlp, read_site(x, components, lookup))
             case "shared_mlp":
-                return site_mlp(self.sites[site], read_site(x, components, lookup) if lookup else x)
+                return site_mlp(mlp, read_site(x, components, lookup) if lookup else x)
 
 
 class GlobalMLP(eqx.Module):
     """One MLP on all site inputs concatenated, its output split per site; a lookup site contributes ``V[x]``."""
 
     mlp: SiteMLP
-    order: tuple[str, ...] = eqx.field(static=True)
-    C: tuple[int, ...] = eqx.field(static=True)
-    lookups: frozenset[str] = eqx.field(static=True, default=frozenset())
+    sites: tuple[Site, ...] = eqx.field(static=True)
 
     def __call__(self, inputs: SiteInputs, components: ComponentSet) -> dict[str, Float[Array, "..."]]:
         """``{site: x [*leading, d_in]}`` to ``{site: z [*leading, C]}``."""
-        parts = [read_site(inputs[s], components[s], s in self.lookups) for s in self.order]
-        return split_sites(site_mlp(self.mlp, jnp.concatenate(parts, axis=-1)), self.order, self.C)
+        read = {s.name: read_site(inputs[s.name], components[s.name], s.kind == "embedding") for s in self.sites}
+        return split_sites(site_mlp(self.mlp, joined_sites(read, self.sites)), self.sites)
 
 
 def read_site(x: Activation, components: Components, lookup: bool) -> Float[Array, "..."]:
@@ -138,10 +152,31 @@ def read_site(x: Activation, components: Components, lookup: bool) -> Float[Arra
     return components.V[dense(x)] if lookup else dense(x)
 
 
-def split_sites(z: Float[Array, "*leading out"], order: Sequence[str], C: Sequence[int]) -> dict[str, Array]:
-    """Consecutive parts of the last axis, C wide each; what follows the last is padding."""
-    ends = [sum(C[: i + 1]) for i in range(len(C))]
-    return {site: z[..., end - width : end] for site, width, end in zip(order, C, ends, strict=True)}
+def joined_sites(x: Mapping[str, Float[Array, "..."]], sites: Sequence[Site]) -> Float[Array, "*leading width"]:
+    """What is read at the sites side by side, matrix by matrix in numeric layer order."""
+    parts: list[Float[Array, "..."]] = []
+    for group in site_groups(sites):
+        together = jnp.concatenate([x[site.name] for site in group], axis=-1)
+        if group[0].span is not None:
+            together = jnp.moveaxis(together, 0, -2)
+            together = together.reshape(*together.shape[:-2], -1)
+        parts.append(together)
+    return jnp.concatenate(parts, axis=-1)
+
+
+def split_sites(z: Float[Array, "*leading out"], sites: Sequence[Site]) -> dict[str, Array]:
+    """The last axis cut into the sites' subcomponents, matrix by matrix in numeric layer order; the rest is padding."""
+    found: dict[str, Array] = {}
+    end = 0
+    for group in site_groups(sites):
+        width, depth = sum(site.C for site in group), group[0].depth
+        together, end = z[..., end : end + width * depth], end + width * depth
+        if group[0].span is not None:
+            together = jnp.moveaxis(together.reshape(*z.shape[:-1], depth, width), -2, 0)
+        at = 0
+        for site in group:
+            found[site.name], at = together[..., at : at + site.C], at + site.C
+    return found
 
 
 def lookups_of(sites: Sequence[Site]) -> frozenset[str]:
@@ -157,7 +192,7 @@ def input_width(site: Site) -> int:
 def init_layerwise_mlp(
     fn_type: LayerwiseType, sites: Sequence[Site], hidden_dims: Sequence[int], key: Key[Array, ""]
 ) -> LayerwiseMLP:
-    """Fresh layerwise CI function; a site's draw depends on its position in ``sites`` alone.
+    """Fresh layerwise CI function; a matrix's draw depends on its number among all of ``sites`` alone.
 
     Args:
         fn_type: ``mlp``, ``vector_mlp`` or ``shared_mlp``.
@@ -167,9 +202,9 @@ def init_layerwise_mlp(
     """
     if fn_type != "shared_mlp" and not hidden_dims:
         raise ValueError(f"the layerwise {fn_type} needs at least one hidden layer; set hidden_dims, e.g. [16]")
-    networks: dict[str, SiteMLP] = {}
-    for index, site in enumerate(sites):
-        site_key = jax.random.fold_in(key, index)
+    numbers = site_numbers(sites)
+
+    def fresh(site: Site, number: int | Int[Array, ""]) -> SiteMLP:
         match fn_type:
             case "mlp":
                 stack, widths = (site.C,), (1, *hidden_dims, 1)
@@ -177,13 +212,14 @@ def init_layerwise_mlp(
                 stack, widths = (site.C,), (input_width(site), *hidden_dims, 1)
             case "shared_mlp":
                 stack, widths = (), (input_width(site), *hidden_dims, site.C)
-        networks[site.name] = SiteMLP(*init_layers(site_key, stack, widths))
-    return LayerwiseMLP(sites=networks, fn_type=fn_type, lookups=lookups_of(sites))
+        return SiteMLP(*init_layers(jax.random.fold_in(key, number), stack, widths))
+
+    networks = {site.name: for_each(site, numbers, partial(fresh, site)) for site in sites}
+    stacks = frozenset(site.name for site in sites if site.span is not None)
+    return LayerwiseMLP(sites=networks, fn_type=fn_type, lookups=lookups_of(sites), stacks=stacks)
 
 
 def init_global_mlp(sites: Sequence[Site], hidden_dims: Sequence[int], key: Key[Array, ""]) -> GlobalMLP:
     """Fresh global CI function; inputs are concatenated in the order of ``sites``, which is recorded."""
-    C = tuple(site.C for site in sites)
-    widths = (sum(input_width(site) for site in sites), *hidden_dims, sum(C))
-    mlp = SiteMLP(*init_layers(key, (), widths))
-    return GlobalMLP(mlp=mlp, order=tuple(s.name for s in sites), C=C, lookups=lookups_of(sites))
+    widths = (sum(s.depth * input_width(s) for s in sites), *hidden_dims, sum(s.depth * s.C for s in sites))
+    return GlobalMLP(SiteMLP(*init_layers(key, (), widths)), tuple(sites))

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vpd.decomposition import ComponentSet, Site
+from vpd.decomposition import ComponentSet, Site, members_in_order
 from vpd.importance.mlp import (
     Affine,
     SiteInputs,
@@ -17,7 +18,7 @@ from vpd.importance.mlp import (
     init_affine,
     init_layers,
     input_width,
-    lookups_of,
+    joined_sites,
     read_site,
     site_mlp,
     split_sites,
@@ -107,21 +108,23 @@ class TransformerCI(eqx.Module):
 
     Attributes:
         networks: stacked along their first axis, one for each chunk.
-        chunks: site names in numeric layer order, by chunk.
-        C: of each site, likewise.
-        lookups: the sites whose input is an index.
+        sites: in numeric layer order.
+        per_chunk: consecutive matrices in a chunk, fewer in the last one; None is one network over all.
         max_len: longest sequence.
     """
 
     networks: Transformer
-    chunks: tuple[tuple[str, ...], ...] = eqx.field(static=True)
-    C: tuple[tuple[int, ...], ...] = eqx.field(static=True)
-    lookups: frozenset[str] = eqx.field(static=True)
+    sites: tuple[Site, ...] = eqx.field(static=True)
+    per_chunk: int | None = eqx.field(static=True)
     max_len: int = eqx.field(static=True)
 
     def __call__(self, inputs: SiteInputs, components: ComponentSet) -> dict[str, Float[Array, "..."]]:
         """``{site: x [*leading, d_in]}`` to ``{site: z [*leading, C]}``; ValueError beyond ``max_len``."""
-        x = jnp.stack([self._concatenated(chunk, inputs, components) for chunk in self.chunks])
+        read = {
+            s.name: rms_norm(read_site(inputs[s.name], components[s.name], s.kind == "embedding")) for s in self.sites
+        }
+        chunks = chunk_widths(self.sites, self.per_chunk)
+        x = _in_chunks(joined_sites(read, self.sites), [width for width, _ in chunks], self.networks.embed.W.shape[-2])
         has_sequence = x.ndim == 4
         if has_sequence and x.shape[2] > self.max_len:
             raise ValueError(
@@ -131,16 +134,35 @@ class TransformerCI(eqx.Module):
         x = x if has_sequence else x[:, :, None]
         z = jax.vmap(lambda network, x: network(x))(self.networks, x)
         z = z if has_sequence else z[:, :, 0]
-        parts = [split_sites(z[i], chunk, C) for i, (chunk, C) in enumerate(zip(self.chunks, self.C, strict=True))]
-        return {site: part for chunk in parts for site, part in chunk.items()}
+        return split_sites(_from_chunks(z, [C for _, C in chunks]), self.sites)
 
-    def _concatenated(
-        self, chunk: Sequence[str], inputs: SiteInputs, components: ComponentSet
-    ) -> Float[Array, "*leading width"]:
-        parts = [rms_norm(read_site(inputs[s], components[s], s in self.lookups)) for s in chunk]
-        x = jnp.concatenate(parts, axis=-1)
-        width = self.networks.embed.W.shape[-2]
-        return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
+
+def chunk_widths(sites: Sequence[Site], per_chunk: int | None) -> list[tuple[int, int]]:
+    """Of each chunk, the width of what it reads and its number of subcomponents."""
+    single = [(input_width(site), site.C) for site, _, _ in members_in_order(sites)]
+    n = per_chunk or len(single)
+    chunks = [single[i : i + n] for i in range(0, len(single), n)]
+    return [(sum(d for d, _ in chunk), sum(C for _, C in chunk)) for chunk in chunks]
+
+
+def _in_chunks(x: Float[Array, "*leading all"], widths: Sequence[int], width: int) -> Float[Array, "chunks *leading _"]:
+    """Consecutive parts of the last axis along a first one, padded to the same width."""
+    if len(widths) == 1:
+        return x[None]
+    if all(own == width for own in widths):
+        return jnp.moveaxis(x.reshape(*x.shape[:-1], len(widths), width), -2, 0)
+    parts = jnp.split(x, list(accumulate(widths))[:-1], axis=-1)
+    return jnp.stack([jnp.pad(p, [(0, 0)] * (x.ndim - 1) + [(0, width - p.shape[-1])]) for p in parts])
+
+
+def _from_chunks(z: Float[Array, "chunks *leading _"], widths: Sequence[int]) -> Float[Array, "*leading all"]:
+    """The inverse of :func:`_in_chunks`, padding left out."""
+    if len(widths) == 1:
+        return z[0]
+    if all(own == z.shape[-1] for own in widths):
+        z = jnp.moveaxis(z, 0, -2)
+        return z.reshape(*z.shape[:-2], -1)
+    return jnp.concatenate([part[..., :own] for part, own in zip(z, widths, strict=True)], axis=-1)
 
 
 def init_transformer(
@@ -155,11 +177,9 @@ def init_transformer(
         sites: the decomposed sites in numeric layer order, which is recorded.
         size: of each transformer.
         key: random key.
-        per_chunk: consecutive sites in a chunk, fewer in the last one; None is one transformer over all.
+        per_chunk: consecutive matrices in a chunk, fewer in the last one; None is one transformer over all.
     """
-    n = per_chunk or len(sites)
-    chunks = [sites[i : i + n] for i in range(0, len(sites), n)]
-    widths = [(sum(input_width(s) for s in chunk), sum(s.C for s in chunk)) for chunk in chunks]
+    widths = chunk_widths(sites, per_chunk)
     d_in, d_out = (max(sizes) for sizes in zip(*widths, strict=True))
     networks: list[Transformer] = []
     for i, (width, out) in enumerate(widths):
@@ -170,9 +190,8 @@ def init_transformer(
         networks.append(Transformer(embed, network.blocks, head, size.n_heads, size.rope_base))
     return TransformerCI(
         networks=jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks),
-        chunks=tuple(tuple(s.name for s in chunk) for chunk in chunks),
-        C=tuple(tuple(s.C for s in chunk) for chunk in chunks),
-        lookups=lookups_of(sites),
+        sites=tuple(sites),
+        per_chunk=per_chunk,
         max_len=size.max_len,
     )
 

@@ -1,6 +1,6 @@
 """Adversarial sources: where they start, how they ascend (method.md §5)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from vpd.decomposition import Site, source_shape
+from vpd.decomposition import Site, for_each, site_numbers, source_shape
 from vpd.decomposition.masks import Scope
 from vpd.objective.adam import adam_direction
 
@@ -41,11 +41,28 @@ class AdversaryState(eqx.Module):
 def source_shapes(
     sites: Sequence[Site], scope: Scope, leading: Sequence[int], use_delta: bool, n_sources: int | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Stored shape per site: C channels, and one more for the delta where it is on."""
-    return {s.name: source_shape(scope, leading, s.C + int(use_delta), n_sources) for s in sites}
+    """Stored shape per site: C channels, and one more for the delta where it is on; of a stack with its first axis."""
+    return {s.name: (*s.stack, *source_shape(scope, leading, s.C + int(use_delta), n_sources)) for s in sites}
+
+
+def drawn_sources(
+    sites: Sequence[Site],
+    shapes: Mapping[str, tuple[int, ...]],
+    key: Key[Array, ""],
+    draw: Callable[[Key[Array, ""], tuple[int, ...]], Float[Array, "..."]],
+) -> Sources:
+    """Fresh sources; the draw of each matrix depends on its number among those of ``sites``."""
+    numbers = site_numbers(sites)
+
+    def sources(site: Site) -> Float[Array, "..."]:
+        shape = shapes[site.name][len(site.stack) :]
+        return for_each(site, numbers, lambda n: draw(jax.random.fold_in(key, n), shape))
+
+    return {site.name: sources(site) for site in sites}
 
 
 def init_adversary(
+    sites: Sequence[Site],
     shapes: Mapping[str, tuple[int, ...]],
     key: Key[Array, ""],
     optimizer: AdamAscent | SignAscent,
@@ -53,7 +70,7 @@ def init_adversary(
 ) -> AdversaryState:
     """Sources U[0, 1], or N(0, 1) under the sigmoid parameterisation; zero moments."""
     draw = jax.random.normal if sigmoid else jax.random.uniform
-    sources = {s: draw(jax.random.fold_in(key, i), shape) for i, (s, shape) in enumerate(shapes.items())}
+    sources = drawn_sources(sites, shapes, key, draw)
     moments = {s: jnp.zeros(shape) for s, shape in shapes.items()} if isinstance(optimizer, AdamAscent) else {}
     return AdversaryState(sources, moments, dict(moments), jnp.zeros((), jnp.int32))
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from vpd.decomposition import ComponentSet, Site, site_delta
 
 
-def site_weight(site: Site, weights: Mapping[str, Float[Array, "..."]]) -> Float[Array, "d_in d_out"]:
+def site_weight(site: Site, weights: Mapping[str, Float[Array, "..."]]) -> Float[Array, "*stack d_in d_out"]:
     """The frozen weight of a site; an inserted identity has no stored one."""
     return jnp.eye(site.d_in) if site.kind == "identity" else weights[site.name]
 
@@ -24,4 +24,4 @@ def faithfulness_loss(
         components: V and U in float32.
     """
     squares = [jnp.sum(jnp.square(site_delta(site_weight(s, weights), components[s.name]))) for s in sites]
-    return sum(squares[1:], squares[0]) / sum(site.d_in * site.d_out for site in sites)
+    return sum(squares[1:], squares[0]) / sum(site.depth * site.d_in * site.d_out for site in sites)

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 Importances = Mapping[str, Float[Array, "..."]]
-Sums = dict[str, Float[Array, " C"]]
+Sums = dict[str, Float[Array, "*stack C"]]
+
+UNSTACKED: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,16 @@ class ImportanceMinimality:
     beta: float
     eps: float = 1e-12
 
-    def sums(self, upper: Importances, fraction: Float[Array, ""] | float) -> Sums:
-        """``{site: S_c [C]}`` over all positions given, in float32."""
+    def sums(self, upper: Importances, fraction: Float[Array, ""] | float, axes: Mapping[str, int] = UNSTACKED) -> Sums:
+        """``{site: S_c [C]}`` over all positions given, in float32.
+
+        Args:
+            upper: upper-leaky importances ``{site: [*stack, *leading, C]}``.
+            fraction: of training.
+            axes: of each stack, how many axes precede the positions; a site that is not named has none.
+        """
         p = anneal(self.p, fraction)
-        return {s: _positions(self._power(ci.astype(jnp.float32), p)) for s, ci in upper.items()}
+        return {s: _positions(self._power(ci.astype(jnp.float32), p), axes.get(s, 0)) for s, ci in upper.items()}
 
     def _power(self, ci: Float[Array, "..."], p: Float[Array, ""] | float) -> Float[Array, "..."]:
         base = ci + self.eps
@@ -86,15 +95,15 @@ class SmoothL0:
     beta: float
     frequency: Frequency | None = None
 
-    def sums(self, upper: Importances, fraction: Float[Array, ""] | float) -> Sums:
-        """``{site: S_c [C]}`` over all positions given, in float32."""
+    def sums(self, upper: Importances, fraction: Float[Array, ""] | float, axes: Mapping[str, int] = UNSTACKED) -> Sums:
+        """``{site: S_c [C]}`` over all positions given, in float32; arguments as for the power penalty."""
         gamma = anneal(self.gamma, fraction)
 
         def smooth(ci: Float[Array, "..."]) -> Float[Array, "..."]:
             square = jnp.square(ci.astype(jnp.float32))
             return square / (square + gamma**2)
 
-        return {site: _positions(smooth(ci)) for site, ci in upper.items()}
+        return {site: _positions(smooth(ci), axes.get(site, 0)) for site, ci in upper.items()}
 
     def loss(
         self, sums: Sums, positions: int | Int[Array, ""] | Float[Array, ""]
@@ -108,5 +117,5 @@ class SmoothL0:
         return loss, plain
 
 
-def _positions(x: Float[Array, "*leading C"]) -> Float[Array, " C"]:
-    return jnp.sum(x, axis=tuple(range(x.ndim - 1)))
+def _positions(x: Float[Array, "..."], stacked: int) -> Float[Array, "*stack C"]:
+    return jnp.sum(x, axis=tuple(range(stacked, x.ndim - 1)))

@@ -14,18 +14,31 @@ from vpd.decomposition import (
     Activation,
     AllRouting,
     ComponentSet,
+    Interpolated,
+    Mask,
     Routing,
     Site,
     SiteMask,
     dense,
     draw_routing,
-    interpolate,
+    for_each,
+    members_in_order,
+    site_numbers,
     spread,
 )
 from vpd.decomposition.masks import Scope
-from vpd.objective.adversary import AdamAscent, SignAscent, Sources, clip01, effective_sources, source_shapes
+from vpd.objective.adversary import (
+    AdamAscent,
+    SignAscent,
+    Sources,
+    clip01,
+    drawn_sources,
+    effective_sources,
+    source_shapes,
+)
 from vpd.objective.schedule import Schedule
 from vpd.targets import Target, masked_site_outputs
+from vpd.targets.layers import Resume
 
 Importances = Mapping[str, Float[Array, "..."]]
 Routes = Mapping[str, Array | None]
@@ -141,18 +154,22 @@ class Scene(eqx.Module):
         leading: ``(batch,)`` or ``(batch, sequence)``.
         use_delta: whether the delta channel is on.
         remat: recompute masked forwards in the backward pass.
+        remat_layers: recompute each layer there.
         clean_outputs: of the sites, bias included, ``{site: [*leading, d_out]}``; for hidden activations alone.
+        resume: where masked forwards begin; None begins them with the batch.
     """
 
     target: Target
     components: ComponentSet
     batch: Shaped[Array, "..."]
-    clean: Shaped[Array, "..."]
+    clean: Activation
     sites: tuple[Site, ...] = eqx.field(static=True)
     leading: tuple[int, ...] = eqx.field(static=True)
     use_delta: bool = eqx.field(static=True)
     remat: bool = eqx.field(static=True, default=False)
     clean_outputs: Mapping[str, Activation] = eqx.field(default_factory=dict)
+    resume: Resume | None = None
+    remat_layers: bool = eqx.field(static=True, default=False)
 
     def held(self) -> "Scene":
         """The same scene with V and U constant, for ascents that move sources alone."""
@@ -206,14 +223,12 @@ def persistent_loss(term: ReconTerm, scene: Scene, ci: Importances, stored: Sour
 
 
 def live_groups(term: ReconTerm, sites: Sequence[Site]) -> list[tuple[Site, ...]]:
-    """The groups of sites that are live together, one or more forwards each."""
-    match term.live:
-        case "all":
-            return [tuple(sites)]
-        case "each":
-            return [(site,) for site in sites]
-        case size:
-            return [tuple(sites[i : i + size]) for i in range(0, len(sites), size)]
+    """The groups of sites that are live together, one or more forwards each; of a stack its single matrices."""
+    if term.live == "all":
+        return [tuple(sites)]
+    size = 1 if term.live == "each" else term.live
+    single = [replace(site, name=name, span=None) for site, _, name in members_in_order(sites)]
+    return [tuple(single[i : i + size]) for i in range(0, len(single), size)]
 
 
 def recon_forwards(
@@ -224,7 +239,7 @@ def recon_forwards(
     for g, group in enumerate(live_groups(term, scene.sites)):
         for sample in range(term.n_samples):
             key_source, key_routes = jax.random.split(jax.random.fold_in(key, g * term.n_samples + sample))
-            routes = draw_routing(term.routing, key_routes, [s.name for s in group], scene.leading)
+            routes = draw_routing(term.routing, key_routes, group, scene.leading)
             match term.source:
                 case Constant():
                     sources: Sources = {s.name: jnp.zeros(()) for s in group}
@@ -245,11 +260,11 @@ def recon_forwards(
 def _draw(
     sampling: Literal["continuous", "binomial"], group: Sequence[Site], scene: Scene, key: Key[Array, ""]
 ) -> Sources:
-    order = {site.name: i for i, site in enumerate(scene.sites)}
+    numbers = site_numbers(scene.sites) | {name: (n,) for n, (_, _, name) in enumerate(members_in_order(scene.sites))}
     sources: Sources = {}
     for site in group:
         shape = (*scene.leading, site.C + int(scene.use_delta))
-        u = jax.random.uniform(jax.random.fold_in(key, order[site.name]), shape)
+        u = for_each(site, numbers, lambda n, shape=shape: jax.random.uniform(jax.random.fold_in(key, n), shape))
         if sampling == "binomial":
             is_component = jnp.arange(shape[-1]) < site.C
             u = jnp.where(is_component, (u < 0.5).astype(u.dtype), u)
@@ -262,9 +277,11 @@ def _mixed(mixture: Mixture, group: Sequence[Site], scene: Scene, stored: Source
     batch = scene.leading[0]
     drawn, effective = _draw(mixture.sampling, group, scene, key), effective_sources(stored, mixture.sigmoid)
     # Sites draw with the numbers below.
-    adversarial = jax.random.bernoulli(jax.random.fold_in(key, len(scene.sites)), mixture.adv_fraction, (batch,))
+    above = sum(site.depth for site in scene.sites)
+    adversarial = jax.random.bernoulli(jax.random.fold_in(key, above), mixture.adv_fraction, (batch,))
     chosen = adversarial.reshape(batch, *(1 for _ in scene.leading))
-    return {s: jnp.where(chosen, spread(effective[s], batch), u) for s, u in drawn.items()}
+    axis = {site.name: len(site.stack) for site in group}
+    return {s: jnp.where(chosen, spread(effective[s], batch, axis[s]), u) for s, u in drawn.items()}
 
 
 def fresh_pgd(
@@ -292,7 +309,7 @@ def fresh_pgd(
         record: called with the sources after each ascent; the ascents are then unrolled.
     """
     shapes = source_shapes(group, attack.scope, scene.leading, scene.use_delta, attack.n_sources)
-    sources = start if start is not None else _start(attack.init, shapes, key)
+    sources = start if start is not None else _start(attack.init, shapes, key, group)
     held_scene, held_ci = scene.held(), {s: jax.lax.stop_gradient(x) for s, x in ci.items()}
 
     def ascent(_: object, now: Sources) -> Sources:
@@ -308,25 +325,31 @@ def fresh_pgd(
     return jax.lax.stop_gradient(sources)
 
 
-def _start(init: str, shapes: Mapping[str, tuple[int, ...]], key: Key[Array, ""]) -> Sources:
+def _start(init: str, shapes: Mapping[str, tuple[int, ...]], key: Key[Array, ""], group: Sequence[Site]) -> Sources:
     match init:
         case "ones":
             return {s: jnp.ones(shape) for s, shape in shapes.items()}
         case "zeroes":
             return {s: jnp.zeros(shape) for s, shape in shapes.items()}
         case _:
-            return {s: jax.random.uniform(jax.random.fold_in(key, i), x) for i, (s, x) in enumerate(shapes.items())}
+            return drawn_sources(group, shapes, key, jax.random.uniform)
 
 
-def site_masks(term: ReconTerm, scene: Scene, ci: Importances, sources: Sources, routes: Routes) -> dict[str, SiteMask]:
+def with_members(by_site: Importances, sites: Sequence[Site]) -> Importances:
+    """The same, in which every single matrix of a stack is found by its path too."""
+    return {name: by_site[site.name][i] for site, i, name in members_in_order(sites) if site.span} | dict(by_site)
+
+
+def site_masks(term: ReconTerm, scene: Scene, ci: Importances, sources: Sources, routes: Routes) -> dict[str, Mask]:
     """Masks of the live sites, in the dtype of the importances."""
-    masks: dict[str, SiteMask] = {}
+    masks: dict[str, Mask] = {}
+    ci = with_members(ci, scene.sites) if sources.keys() - ci.keys() else ci
     for site, source in sources.items():
         if isinstance(term.source, Constant):
             component = ci[site] if term.source.value == 0 else jnp.ones_like(ci[site])
             masks[site] = SiteMask(component, None, routes[site])
         else:
-            masks[site] = interpolate(ci[site], spread(source, scene.leading[0]).astype(ci[site].dtype), routes[site])
+            masks[site] = Interpolated(ci[site], source, routes[site])
     return masks
 
 
@@ -345,7 +368,9 @@ def forward_parts(term: ReconTerm, scene: Scene, ci: Importances, sources: Sourc
 
     def loss(components: ComponentSet, ci: Importances, sources: Sources) -> Parts:
         masks = site_masks(term, scene, ci, sources, routes)
-        out, outputs = masked_site_outputs(scene.target, components, scene.batch, masks)
+        out, outputs = masked_site_outputs(
+            scene.target, components, scene.batch, masks, scene.resume, scene.remat_layers
+        )
         hidden = None if term.rider is None else _mean_error(scene, outputs, term.rider.among(masks))
         if term.measure == "hidden_acts":
             return _mean_error(scene, outputs, masks), hidden
@@ -357,13 +382,24 @@ def forward_parts(term: ReconTerm, scene: Scene, ci: Importances, sources: Sourc
 
 def _mean_error(scene: Scene, outputs: Mapping[str, Activation], sites: Collection[str]) -> Float[Array, ""]:
     errors, elements = hidden_act_errors(scene, outputs, sites)
-    return sum(errors.values(), jnp.zeros(())) / max(1, sum(elements.values()))
+    return sum((jnp.sum(x) for x in errors.values()), jnp.zeros(())) / max(1, sum(elements.values()))
 
 
 def hidden_act_errors(
     scene: Scene, outputs: Mapping[str, Activation], sites: Iterable[str]
-) -> tuple[dict[str, Float[Array, ""]], dict[str, int]]:
-    """Squared error of masked site outputs (bias included) against the clean ones: (sums, element counts)."""
-    pairs = {s: (dense(outputs[s]), dense(scene.clean_outputs[s])) for s in sites}
-    square = {s: jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)) for s, (a, b) in pairs.items()}
-    return {s: jnp.sum(x) for s, x in square.items()}, {s: x.size for s, x in square.items()}
+) -> tuple[dict[str, Float[Array, "..."]], dict[str, int]]:
+    """Squared error of masked site outputs (bias included) against the clean ones: (sums, element counts).
+
+    A stack has a sum for each of its matrices; its count is of all of them.
+    """
+    stacked = {site.name: len(site.stack) for site in scene.sites}
+    clean = scene.clean_outputs
+    if set(sites) - clean.keys():
+        clean = with_members({s: dense(x) for s, x in clean.items()}, scene.sites)
+    sums: dict[str, Float[Array, "..."]] = {}
+    counts: dict[str, int] = {}
+    for s in sites:
+        a, b = (dense(x).astype(jnp.float32) for x in (outputs[s], clean[s]))
+        sums[s] = jnp.sum(jnp.square(a - b), axis=tuple(range(stacked.get(s, 0), a.ndim)))
+        counts[s] = a.size
+    return sums, counts

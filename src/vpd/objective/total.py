@@ -120,7 +120,9 @@ def total_loss(
                 positions = 1
                 for size in scene.leading:
                     positions *= size
-                loss, beta_free = penalty.loss(penalty.sums(ci.upper, step / steps), positions)
+                loss, beta_free = penalty.loss(
+                    penalty.sums(ci.upper, step / steps, {s.name: len(s.stack) for s in scene.sites}), positions
+                )
                 logs |= {term.name: loss, f"{term.name}/beta_free": beta_free}
             case ReconTerm():
                 divergence, hidden = _recon(term, scene, ci.lower, stream(seed, term.name, step), sources, step)

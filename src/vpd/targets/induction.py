@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from vpd.decomposition import dense
-from vpd.decomposition.components import SiteKind
+from vpd.decomposition import Activation, dense
+from vpd.decomposition.stacks import SiteKind
 from vpd.randomness import Seed, stream
 from vpd.targets.attention import causal_attention
 from vpd.targets.base import Seam, clean_forward
@@ -48,9 +48,7 @@ class Induction(eqx.Module):
             h = h + dense(seam(f"h.{i}.attn.o_proj", mixed, layer.o_proj))
         return dense(seam("lm_head", h, self.wte.T))
 
-    def divergence(
-        self, clean: Float[Array, "*leading vocab"], masked: Float[Array, "*leading vocab"]
-    ) -> Float[Array, "*leading"]:
+    def divergence(self, clean: Activation, masked: Activation) -> Float[Array, "*leading"]:
         """KL(clean ‖ masked) of next-token distributions."""
         return kl(clean, masked)
 

@@ -11,8 +11,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from vpd.decomposition import Activation, Factored, dense
-from vpd.decomposition.components import SiteKind
 from vpd.decomposition.factored import plus
+from vpd.decomposition.stacks import SiteKind
 from vpd.randomness import Seed, stream
 from vpd.targets.base import Seam, clean_forward
 from vpd.targets.divergence import squared_error
@@ -57,9 +57,7 @@ class ResidMLP(eqx.Module):
             residual = plus(residual, added)
         return residual @ self.W_E.T
 
-    def divergence(
-        self, clean: Float[Array, "*leading f"], masked: Float[Array, "*leading f"]
-    ) -> Float[Array, "*leading"]:
+    def divergence(self, clean: Activation, masked: Activation) -> Float[Array, "*leading"]:
         """Squared error, averaged over the features."""
         return squared_error(clean, masked)
 

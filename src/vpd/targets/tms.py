@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vpd.decomposition import dense
-from vpd.decomposition.components import SiteKind
+from vpd.decomposition import Activation, dense
+from vpd.decomposition.stacks import SiteKind
 from vpd.randomness import Seed, stream
 from vpd.targets.base import Seam, clean_forward
 from vpd.targets.divergence import squared_error
@@ -37,9 +37,7 @@ class TMS(eqx.Module):
         out = self.linear1.T if self.linear2 is None else self.linear2
         return jax.nn.relu(dense(seam("linear2", h, out, self.bias)))
 
-    def divergence(
-        self, clean: Float[Array, "*leading f"], masked: Float[Array, "*leading f"]
-    ) -> Float[Array, "*leading"]:
+    def divergence(self, clean: Activation, masked: Activation) -> Float[Array, "*leading"]:
         """Squared error, averaged over the features."""
         return squared_error(clean, masked)
 

@@ -16,9 +16,9 @@ import jax
 from jaxtyping import Array
 
 from vpd.decomposition import AllRouting, Site
-from vpd.decomposition.components import SiteKind
+from vpd.decomposition.stacks import SiteKind
 from vpd.importance import GlobalMLP, LayerwiseMLP, TransformerCI
-from vpd.importance.mlp import SiteMLP
+from vpd.importance.mlp import SiteMLP, lookups_of
 from vpd.objective import Faithfulness, FreshPGD, Persistent, ReconTerm
 from vpd.objective.recon import Constant, live_groups
 from vpd.training.optimizers import Muon, split_matrices
@@ -73,11 +73,11 @@ def trained_sizes(decomposition: Decomposition) -> Trained:
             )
         case GlobalMLP():
             networks = [_layers(ci_fn.mlp)]
-            first = [] if ci_fn.lookups else [networks[0][0]]
+            first = [] if lookups_of(ci_fn.sites) else [networks[0][0]]
         case TransformerCI(networks=stacked):
             blocks = stacked.blocks
             networks = [[stacked.embed.W, blocks.q, blocks.k, blocks.v, blocks.o, *_layers(blocks.mlp), stacked.head.W]]
-            first = [] if ci_fn.lookups else [stacked.embed.W]
+            first = [] if lookups_of(ci_fn.sites) else [stacked.embed.W]
             # Scores and the mix of values take d_model multiply-adds each.
             attention = 2 * math.prod(blocks.q.shape[:-1])
         case _:

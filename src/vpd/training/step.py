@@ -37,6 +37,8 @@ class Problem:
     use_delta: bool = True
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
+    remat_layers: bool = False
+    reuse_prefix: bool = True
 
 
 def cast_compute(problem: Problem, tree: Tree) -> Tree:
@@ -52,7 +54,7 @@ def cast_compute(problem: Problem, tree: Tree) -> Tree:
 def leading_shape(problem: Problem, inputs: dict[str, Activation]) -> tuple[int, ...]:
     """``(batch,)`` or ``(batch, sequence)``, from the first site's input."""
     first = problem.sites[0]
-    shape = inputs[first.name].shape
+    shape = inputs[first.name].shape[len(first.stack) :]
     return shape if first.kind == "embedding" else shape[:-1]
 
 
@@ -67,14 +69,14 @@ def importances(
     """One evaluation of the CI function on clean site inputs, squashed twice."""
     z = cast_compute(problem, ci_fn)(inputs, cast_compute(problem, components))
     jitter = stream(seed, "ci/binomial", step) if problem.sampling == "binomial" else None
-    return causal_importances(z, squash_pair(problem.sigmoid_type), jitter)
+    return causal_importances(z, squash_pair(problem.sigmoid_type), jitter, problem.sites)
 
 
 def lower_importances(
     problem: Problem, target: Target, decomposition: Decomposition, batch: Shaped[Array, "..."]
 ) -> dict[str, Array]:
     """Lower CI without sampling noise."""
-    _, inputs = clean_forward(target, batch)
+    _, inputs = clean_forward(target, batch, problem.sites)
     quiet = replace(problem, sampling="continuous")
     return importances(quiet, decomposition.ci_fn, decomposition.components, inputs, 0, 0).lower
 
@@ -103,8 +105,8 @@ def step_gradients(
 
     # clean, site inputs
     net, x = cast_compute(problem, (target, batch))
-    clean, inputs, outputs = jax.lax.stop_gradient(recorded_forward(net, x))
-    weights = frozen_weights(target, batch)
+    clean, inputs, outputs, resume = jax.lax.stop_gradient(recorded_forward(net, x, problem.sites))
+    weights = frozen_weights(target, batch, problem.sites)
     scene = Scene(
         target=net,
         components=cast_compute(problem, decomposition.components),
@@ -115,6 +117,8 @@ def step_gradients(
         use_delta=problem.use_delta,
         remat=problem.remat,
         clean_outputs=outputs,
+        resume=resume if problem.reuse_prefix else None,
+        remat_layers=problem.remat_layers,
     )
 
     # ci: one evaluation; its pull-back runs after the main backward

@@ -38,7 +38,7 @@ def faithfulness_warmup(
 
     @jax.jit
     def run(components: ComponentSet, target: Target, batch: Array, n: Int[Array, ""]) -> ComponentSet:
-        weights = frozen_weights(target, batch)
+        weights = frozen_weights(target, batch, problem.sites)
 
         def loss(components: ComponentSet) -> Float[Array, ""]:
             return faithfulness_loss(problem.sites, weights, components)
