@@ -1,6 +1,8 @@
 """A small tokenizer and small texts for tests of token data."""
 
 import json
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from vpd.data.data_set import DataSet
+
+LENGTH = 16
+Make = Callable[..., DataSet]
 WORDS = [f"w{k}" for k in range(60)]
 END = 0
 
@@ -56,3 +62,9 @@ def edit_meta(folder: Path, **changes: object) -> None:
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Every path under a folder with its content."""
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+@contextmanager
+def unwatched(size: int) -> Generator[Callable[[int], None]]:
+    """No progress shown."""
+    yield lambda done: None

@@ -8,7 +8,7 @@ import typer
 from vpd.data.prepare import Options, prepare
 from vpd.data.sources import Wanted, find_source
 from vpd.data.text import tokenizer_for
-from vpd.errors import ConfigError
+from vpd.errors import ConfigError, Stopped
 from vpd.progress import preparing_meter
 
 
@@ -19,6 +19,7 @@ def prepare_data_command(
 
     Raises:
         ConfigError: where a value can't be used.
+        Stopped: by a signal; what is made so far is kept.
     """
     if not 0 <= options.eval_fraction < 1:
         raise ConfigError(f"--eval-fraction: {options.eval_fraction} is no part of the documents; give 0 to 0.99")
@@ -30,7 +31,10 @@ def prepare_data_command(
     tokenizer = tokenizer_for(tokenizer_name, wanted.tokenized)
     source = find_source(wanted, options.splits)
     watch = partial(preparing_meter, quiet=quiet)
-    made = prepare(source, options, tokenizer, tokenizer_name, folder, watch, jobs)
+    try:
+        made = prepare(source, options, tokenizer, tokenizer_name, folder, watch, jobs)
+    except Stopped:
+        raise Stopped("stopped by a signal; the same command goes on with what is not made yet") from None
     for name, split in made.splits.items():
         rows = f"{split.rows} rows of {made.length} tokens from {split.documents} documents"
         typer.echo(f"{name}: {rows} in {len(split.shards)} shards")
