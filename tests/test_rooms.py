@@ -12,6 +12,7 @@ ROOMS = (
     "signals",
     "rotary",
     "run_directory",
+    "cache",
     "decomposition",
     "config",
     "importance",
