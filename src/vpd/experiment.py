@@ -6,7 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -14,28 +14,33 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
 
 from vpd.config import changed_fields, dump_run_file, read_run_file
 from vpd.config.checks import check_sites
 from vpd.config.run import Eval, RunConfig
-from vpd.config.targets import FeatureData, LMTarget, StoredTarget
-from vpd.data.build import Draw, feature_batches, sequence_batches
+from vpd.config.targets import FeatureData, LMTarget, StoredTarget, TokenData
+from vpd.data.build import feature_batches, prepared_folder, sequence_batches, text_batches
+from vpd.data.feed import Batches, HostBatches, Reader, given_from, in_program, shape_given
 from vpd.errors import NonFiniteError, RunError
 from vpd.evaluation.drawing import write_figures
 from vpd.evaluation.report import write_report
 from vpd.evaluation.suite import Evaluation, Suite
 from vpd.objective.total import persistent_terms
-from vpd.progress import target_meter, training_meter
+from vpd.progress import target_meter, text_meter, training_meter
 from vpd.run_directory import RunDirectory, create_run_directory, refuse_unwritable, write_atomically
 from vpd.signals import StopSignals
-from vpd.targets import TMS, Induction, ResidMLP, frozen_weights
-from vpd.targets.build import build_toy, cache_directory, fresh_target, load_stored
+from vpd.targets import GPT2, TMS, Induction, LanguageModel, Llama, LlamaSimpleMLP, ResidMLP, Target, frozen_weights
+from vpd.targets.build import build_toy, fresh_target, load_stored
+from vpd.targets.checkpoint import load_language_model
 from vpd.targets.weights import Toy, load_target, target_bytes
 from vpd.training.build import cut_for, init_state, problem_from, sites_from
 from vpd.training.checkpoint import Checkpoints
 from vpd.training.loop import Callbacks, Events, train
 from vpd.training.state import TrainState
-from vpd.training.step import Problem, run_steps
+from vpd.training.step import Logs, Problem
+from vpd.training.step import run_steps as steps_in_one_program
 from vpd.training.warmup import faithfulness_warmup
 
 PACKAGES = ("vpd-jax", "jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy")
@@ -54,13 +59,13 @@ class Experiment:
     """
 
     config: RunConfig
-    target: Toy
+    target: AnyTarget
     problem: Problem
-    train_batch: Draw
-    eval_batch: Draw | None
+    train_batch: Batches
+    eval_batch: Batches | None
 
 
-def build(config: RunConfig, target: Toy | None = None, quiet: bool = True) -> Experiment:
+def build(config: RunConfig, target: AnyTarget | None = None, quiet: bool = True) -> Experiment:
     """Turn a run file into its objects; trains the target where it is not given and not cached.
 
     Args:
@@ -71,16 +76,17 @@ def build(config: RunConfig, target: Toy | None = None, quiet: bool = True) -> E
     target = target or _target(config, quiet)
     runtime = config.runtime
     bfloat16 = jax.default_backend() != "cpu" if runtime.autocast_bf16 is None else runtime.autocast_bf16
-    if isinstance(config.target, StoredTarget):
+    if isinstance(config.target, StoredTarget | LMTarget):
         check_sites(config, {name: (d_in, d_out) for name, (d_in, d_out, _) in target.matrices().items()})
     sites = sites_from(config.pd, target, config.tied_pairs)
     target = cut_for(target, sites)
     problem = problem_from(config.pd, sites, config.has_sequence, bfloat16, runtime.remat_recon_forwards)
-    evaluated = config.eval and batches(config, target, config.eval.batch_size, "eval")
-    return Experiment(config, target, problem, batches(config, target, config.pd.batch_size, "train"), evaluated)
+    problem = replace(problem, remat_layers=runtime.remat == "block", reuse_prefix=runtime.reuse_prefix)
+    evaluated = config.eval and batches(config, target, config.eval.batch_size, "eval", quiet)
+    return Experiment(config, target, problem, batches(config, target, config.pd.batch_size, "train", quiet), evaluated)
 
 
-def batches(config: RunConfig, target: Toy, batch_size: int, name: str) -> Draw:
+def batches(config: RunConfig, target: AnyTarget, batch_size: int, name: str, quiet: bool = True) -> Batches:
     """Batches of one named stream, a function of (seed, step).
 
     Args:
@@ -88,6 +94,7 @@ def batches(config: RunConfig, target: Toy, batch_size: int, name: str) -> Draw:
         target: the network that reads them.
         batch_size: examples a batch.
         name: ``train``, ``eval`` or ``pretrain``.
+        quiet: no progress bar while text is prepared.
     """
     match target:
         case TMS() | ResidMLP():
@@ -96,17 +103,27 @@ def batches(config: RunConfig, target: Toy, batch_size: int, name: str) -> Draw:
             return feature_batches(config.data, target.n_features, batch_size, name, low)
         case Induction():
             return sequence_batches(target.wte.shape[0], target.seq_len, batch_size, name)
+        case LlamaSimpleMLP() | Llama() | GPT2():
+            assert isinstance(config.data, TokenData)
+            watch = partial(text_meter, quiet=quiet)
+            folder = prepared_folder(config.data, watch, target.vocab_size, config.eval is not None)
+            rows = text_batches(config.data, folder, batch_size, config.pd.seed, name)
+            several = config.runtime.steps_per_dispatch
+            return HostBatches(rows, 1 if several == "auto" else several)
 
 
-def leading_of(config: RunConfig, target: Toy) -> tuple[int, ...]:
+def leading_of(config: RunConfig, target: AnyTarget) -> tuple[int, ...]:
     """Shape of the positions of a training batch: ``(batch,)`` or ``(batch, sequence)``."""
     batch = config.pd.batch_size
+    if isinstance(config.data, TokenData):
+        return (batch, config.data.max_seq_len)
     return (batch, target.seq_len) if isinstance(target, Induction) else (batch,)
 
 
-def _target(config: RunConfig, quiet: bool) -> Toy:
+def _target(config: RunConfig, quiet: bool) -> AnyTarget:
     block = config.target
-    assert not isinstance(block, LMTarget), "language models are refused when the run file is read"
+    if isinstance(block, LMTarget):
+        return load_language_model(block.spec, block.weights_dtype)[0]
     if isinstance(block, StoredTarget):
         return load_stored(block, config.target_kind)
     draw = batches(config, fresh_target(block), block.pretrain.batch_size, "pretrain")
@@ -148,10 +165,17 @@ def _fresh_state(experiment: Experiment) -> TrainState:
 
 
 def lower_program(experiment: Experiment) -> jax.stages.Lowered:
-    """The one training program of a run, ``(target, state, n, seed)`` with the state donated, before compilation."""
-    program = partial(run_steps, experiment.problem, draw=experiment.train_batch)
+    """The one training program of a run, ``(target, state, n, seed, given)`` with the state donated, before compilation."""
+    batches = experiment.train_batch
+
+    def run_steps(target: Target, state: TrainState, n: Array, seed: Array, given: Given) -> tuple[TrainState, Logs]:
+        draw = in_program(batches, given, state.training.step)
+        return steps_in_one_program(experiment.problem, target, state, n, seed, draw)
+
     n, seed = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32)
-    return jax.jit(program, donate_argnums=1).lower(experiment.target, state_template(experiment), n, seed)
+    shape = shape_given(batches)
+    given = None if shape is None else jax.ShapeDtypeStruct(shape, jnp.int32)
+    return jax.jit(run_steps, donate_argnums=1).lower(experiment.target, state_template(experiment), n, seed, given)
 
 
 def use_compile_cache(config: RunConfig) -> None:
@@ -228,9 +252,9 @@ def _run(
     else:
         refuse_unwritable(path)
         experiment = build(config, quiet=quiet)
-        directory = create_run_directory(
-            path, dump_run_file(config), _facts(config, path.name), target_bytes(experiment.target)
-        )
+        facts = _facts(config, path.name, experiment.target)
+        stored = target_bytes(experiment.target) if isinstance(experiment.target, Toy) else None
+        directory = create_run_directory(path, dump_run_file(config), facts, stored)
     with directory.locked():
         if directory.read_facts().get("status") == "finished":
             notify(f"{path} is finished already; give it another run_id to train it again")
@@ -259,14 +283,42 @@ def refuse_another_run(directory: RunDirectory, config: RunConfig) -> None:
         )
 
 
-def _reopen(directory: RunDirectory, config: RunConfig) -> Toy:
-    """The stored target of a run that goes on, once its configuration is known to mean the same."""
+def _reopen(directory: RunDirectory, config: RunConfig) -> AnyTarget:
+    """The target of a run that goes on, once its configuration is known to mean the same."""
     refuse_another_run(directory, config)
-    return load_target(directory.target)
+    return reopened_target(directory, config)
 
 
-def _facts(config: RunConfig, run_id: str) -> Mapping[str, object]:
-    return {
+def reopened_target(directory: RunDirectory, config: RunConfig) -> AnyTarget:
+    """The target of a run: a toy is stored in its directory, a language model is loaded again.
+
+    Raises:
+        RunError: weights that are not those the run was made with.
+    """
+    if not isinstance(config.target, LMTarget):
+        return load_target(directory.target)
+    target = _target(config, quiet=True)
+    stored = directory.read_facts().get("target_weights")
+    if stored != weights_fingerprint(target):
+        raise RunError(
+            f"the weights that target.spec of {directory.path} names are not those the run was made with; "
+            "put the same weights back, or train it anew under another run_id"
+        )
+    return target
+
+
+def weights_fingerprint(target: LanguageModel) -> str:
+    """A hash of all weights with their shapes."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(target):
+        digest.update(f"{leaf.shape} {leaf.dtype}".encode())
+        digest.update(memoryview(np.ascontiguousarray(jax.device_get(leaf))).cast("B"))
+    return digest.hexdigest()
+
+
+def _facts(config: RunConfig, run_id: str, target: AnyTarget) -> Mapping[str, object]:
+    weights = {} if isinstance(target, Toy) else {"target_weights": weights_fingerprint(target)}
+    return weights | {
         "run_id": run_id,
         "status": "running",
         "seed": config.pd.seed,
@@ -310,17 +362,22 @@ def _train(
     directory.update_facts(status="running")
     recorder = _Recorder(experiment, directory, _suite(experiment))
     seed = jnp.asarray(pd.seed, jnp.uint32)
-    with training_meter(pd.steps, start, quiet) as meter, signals.deferred() as stopped:
+    batches = experiment.train_batch
+    with (
+        training_meter(pd.steps, start, quiet) as meter,
+        signals.deferred() as stopped,
+        Reader(batches, start) as reader,
+    ):
         callbacks = Callbacks(
             log=recorder.log, save=checkpoints.save, evaluate=recorder.evaluate, progress=meter, stopped=stopped
         )
         try:
             state, finished = train(
-                lambda state, n: program(experiment.target, state, n, seed),
+                lambda state, n: program(experiment.target, state, n, seed, reader.take(int(n))),
                 state,
                 events_of(config),
                 callbacks,
-                config.runtime.steps_per_dispatch,
+                batches.per_dispatch if isinstance(batches, HostBatches) else config.runtime.steps_per_dispatch,
                 {name: spec.first_step for name, (_, spec) in persistent_terms(experiment.problem.terms).items()},
             )
         except NonFiniteError:
