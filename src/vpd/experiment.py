@@ -17,18 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from vpd.cache import cache_directory
 from vpd.config import changed_fields, dump_run_file, read_run_file
 from vpd.config.checks import check_sites
 from vpd.config.run import Eval, RunConfig
 from vpd.config.targets import FeatureData, LMTarget, StoredTarget, TokenData
 from vpd.data.build import feature_batches, prepared_folder, sequence_batches, text_batches
-from vpd.data.feed import Batches, HostBatches, Reader, given_from, in_program, shape_given
+from vpd.data.feed import Batches, Given, HostBatches, Reader, in_program, shape_given
 from vpd.errors import NonFiniteError, RunError
 from vpd.evaluation.drawing import write_figures
 from vpd.evaluation.report import write_report
 from vpd.evaluation.suite import Evaluation, Suite
 from vpd.objective.total import persistent_terms
-from vpd.progress import target_meter, text_meter, training_meter
+from vpd.progress import preparing_meter, target_meter, training_meter
 from vpd.run_directory import RunDirectory, create_run_directory, refuse_unwritable, write_atomically
 from vpd.signals import StopSignals
 from vpd.targets import GPT2, TMS, Induction, LanguageModel, Llama, LlamaSimpleMLP, ResidMLP, Target, frozen_weights
@@ -43,6 +44,7 @@ from vpd.training.step import Logs, Problem
 from vpd.training.step import run_steps as steps_in_one_program
 from vpd.training.warmup import faithfulness_warmup
 
+AnyTarget = Toy | LanguageModel
 PACKAGES = ("vpd-jax", "jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -65,13 +67,16 @@ class Experiment:
     eval_batch: Batches | None
 
 
-def build(config: RunConfig, target: AnyTarget | None = None, quiet: bool = True) -> Experiment:
+def build(
+    config: RunConfig, target: AnyTarget | None = None, quiet: bool = True, train_batch: Batches | None = None
+) -> Experiment:
     """Turn a run file into its objects; trains the target where it is not given and not cached.
 
     Args:
         config: read and supported.
         target: the frozen network, where it is at hand already.
-        quiet: no progress bar while the target is trained.
+        quiet: no progress bar while the target is trained or text is prepared.
+        train_batch: what to train on, where it is not what the run file says.
     """
     target = target or _target(config, quiet)
     runtime = config.runtime
@@ -83,7 +88,8 @@ def build(config: RunConfig, target: AnyTarget | None = None, quiet: bool = True
     problem = problem_from(config.pd, sites, config.has_sequence, bfloat16, runtime.remat_recon_forwards)
     problem = replace(problem, remat_layers=runtime.remat == "block", reuse_prefix=runtime.reuse_prefix)
     evaluated = config.eval and batches(config, target, config.eval.batch_size, "eval", quiet)
-    return Experiment(config, target, problem, batches(config, target, config.pd.batch_size, "train", quiet), evaluated)
+    train_batch = train_batch or batches(config, target, config.pd.batch_size, "train", quiet)
+    return Experiment(config, target, problem, train_batch, evaluated)
 
 
 def batches(config: RunConfig, target: AnyTarget, batch_size: int, name: str, quiet: bool = True) -> Batches:
@@ -105,7 +111,7 @@ def batches(config: RunConfig, target: AnyTarget, batch_size: int, name: str, qu
             return sequence_batches(target.wte.shape[0], target.seq_len, batch_size, name)
         case LlamaSimpleMLP() | Llama() | GPT2():
             assert isinstance(config.data, TokenData)
-            watch = partial(text_meter, quiet=quiet)
+            watch = partial(preparing_meter, quiet=quiet)
             folder = prepared_folder(config.data, watch, target.vocab_size, config.eval is not None)
             rows = text_batches(config.data, folder, batch_size, config.pd.seed, name)
             several = config.runtime.steps_per_dispatch
@@ -165,7 +171,7 @@ def _fresh_state(experiment: Experiment) -> TrainState:
 
 
 def lower_program(experiment: Experiment) -> jax.stages.Lowered:
-    """The one training program of a run, ``(target, state, n, seed, given)`` with the state donated, before compilation."""
+    """The one training program of a run, ``(target, state, n, seed, given)``: the state is donated."""
     batches = experiment.train_batch
 
     def run_steps(target: Target, state: TrainState, n: Array, seed: Array, given: Given) -> tuple[TrainState, Logs]:
@@ -297,7 +303,7 @@ def reopened_target(directory: RunDirectory, config: RunConfig) -> AnyTarget:
     """
     if not isinstance(config.target, LMTarget):
         return load_target(directory.target)
-    target = _target(config, quiet=True)
+    target = load_language_model(config.target.spec, config.target.weights_dtype)[0]
     stored = directory.read_facts().get("target_weights")
     if stored != weights_fingerprint(target):
         raise RunError(
@@ -312,12 +318,12 @@ def weights_fingerprint(target: LanguageModel) -> str:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(target):
         digest.update(f"{leaf.shape} {leaf.dtype}".encode())
-        digest.update(memoryview(np.ascontiguousarray(jax.device_get(leaf))).cast("B"))
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def _facts(config: RunConfig, run_id: str, target: AnyTarget) -> Mapping[str, object]:
-    weights = {} if isinstance(target, Toy) else {"target_weights": weights_fingerprint(target)}
+    weights = {"target_weights": weights_fingerprint(target)} if isinstance(target, LanguageModel) else {}
     return weights | {
         "run_id": run_id,
         "status": "running",

@@ -98,4 +98,3 @@ def shape_given(batches: Batches) -> tuple[int, ...] | None:
     if not isinstance(batches, HostBatches):
         return None
     return (batches.per_dispatch, *batches.rows[0].shape)
-

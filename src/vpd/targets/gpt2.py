@@ -66,6 +66,11 @@ class GPT2(eqx.Module):
         """Longest sequence."""
         return self.wpe.shape[0]
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return self.wte.shape[0]
+
     def forward(self, batch: Int[Array, "B T"], seam: Seam) -> Activation:
         """Logits of the next token at every position, as a product with the head."""
         refuse_longer(batch, self.max_len)

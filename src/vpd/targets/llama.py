@@ -61,6 +61,11 @@ class Llama(eqx.Module):
     eps: float = eqx.field(static=True, default=1e-5)
     max_len: int = eqx.field(static=True, default=2048)
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return self.embed_tokens.shape[0]
+
     def forward(self, batch: Int[Array, "B T"], seam: Seam) -> Activation:
         """Logits of the next token at every position, as a product with the head."""
         refuse_longer(batch, self.max_len)

@@ -56,6 +56,11 @@ class LlamaSimpleMLP(eqx.Module):
     eps: float = eqx.field(static=True, default=1e-6)
     max_len: int = eqx.field(static=True, default=1024)
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return self.wte.shape[0]
+
     def forward(self, batch: Int[Array, "B T"], seam: Seam) -> Activation:
         """Logits of the next token at every position, as a product with the head."""
         refuse_longer(batch, self.max_len)
