@@ -1,13 +1,15 @@
 """A data block's folder: as it is, or prepared once into the cache."""
 
 import multiprocessing
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import pyarrow as pa
 import pytest
-from texts import LENGTH, documents, tree, unwatched, write_texts, write_tokenizer
+from texts import LENGTH, documents, edit_meta, tree, unwatched, write_parquet, write_texts, write_tokenizer
 
 from vpd.config.targets import TokenData
 from vpd.data import hub
@@ -72,6 +74,32 @@ def test_a_prepared_folder_is_used_as_it_is(prepared: Path, tokenizer: str, tmp_
     assert prepared_folder(block(prepared, tokenizer, eval_split="val"), unwatched, evaluated=False) == prepared
     with pytest.raises(RunError, match="the model has 10 tokens"):
         prepared_folder(block(prepared, tokenizer), unwatched, vocab_size=10)
+
+
+def test_a_tokenizer_of_the_hub_is_known_by_its_name(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No network is needed for what is prepared already."""
+    folder = tmp_path / "data"
+    shutil.copytree(prepared, folder)
+    facts = {"name": "some/tokenizer", "sha256": "0" * 64, "vocab_size": 62, "end_of_text": 0}
+    edit_meta(folder, tokenizer=facts)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert prepared_folder(block(folder, "some/tokenizer"), unwatched) == folder
+    with pytest.raises(RunError, match=r"some/tokenizer and data\.tokenizer_name is other/tokenizer"):
+        prepared_folder(block(folder, "other/tokenizer"), unwatched)
+
+
+def test_token_ids_without_their_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    path = write_parquet(tmp_path / "ids.parquet", "input_ids", [[3] * 40] * 30, pa.list_(pa.int32()))
+    data = block(path, "some/tokenizer", column_name="input_ids", is_tokenized=True)
+    facts = open_data_set(prepared_folder(data, unwatched, vocab_size=4)).tokenizer
+    assert (facts.name, facts.sha256, facts.vocab_size) == ("some/tokenizer", None, None)
+    with pytest.raises(RunError, match="token id 3 and the model has 3 tokens"):
+        prepared_folder(data, unwatched, vocab_size=3)
+    with pytest.raises(VpdError, match="some/tokenizer"):
+        prepared_folder(block(write_texts(tmp_path / "texts", documents(30)), "some/tokenizer"), unwatched)
 
 
 def test_a_prepared_folder_without_its_meta(prepared: Path, tokenizer: str, tmp_path: Path) -> None:

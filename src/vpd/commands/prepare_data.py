@@ -28,8 +28,8 @@ def prepare_data_command(
             raise ConfigError(f"--eval-split: {name!r} can't be part of a file name; give a word")
     if wanted.separator == "":
         raise ConfigError("--separator: an empty text parts nothing; leave it out, and each file is one document")
-    tokenizer = tokenizer_for(tokenizer_name, wanted.tokenized)
     source = find_source(wanted, options.splits)
+    tokenizer = tokenizer_for(tokenizer_name, wanted.tokenized)
     watch = partial(preparing_meter, quiet=quiet)
     try:
         made = prepare(source, options, tokenizer, tokenizer_name, folder, watch, jobs)

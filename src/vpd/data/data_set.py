@@ -129,22 +129,21 @@ class DataSet:
         if rows != shard.rows or "tokens" not in schema.names or schema.field("tokens").type != row_type(self.length):
             raise RunError(f"{path} does not hold {shard.rows} rows of {self.length} int32 tokens; {again}")
 
-    def check_vocabulary(self, vocab_size: int) -> None:
-        """Whether a model can look all tokens up.
+    def check_vocabulary(self, split: str, vocab_size: int) -> None:
+        """Whether a model can look all tokens of a split up; its shards are whole.
 
         Raises:
             RunError: where an id is negative or too large.
         """
-        for split in self.splits.values():
-            for shard in split.shards:
-                smallest, largest = token_range(self.path / shard.file)
-                if smallest < 0:
-                    raise RunError(f"{self.path / shard.file} holds the token id {smallest}; prepare the data again")
-                if largest >= vocab_size:
-                    raise RunError(
-                        f"{self.path / shard.file} holds the token id {largest} and the model has {vocab_size} tokens; "
-                        "prepare the text with the model's own tokenizer"
-                    )
+        for shard in self.splits[split].shards:
+            smallest, largest = token_range(self.path / shard.file)
+            if smallest < 0:
+                raise RunError(f"{self.path / shard.file} holds the token id {smallest}; prepare the data again")
+            if largest >= vocab_size:
+                raise RunError(
+                    f"{self.path / shard.file} holds the token id {largest} and the model has {vocab_size} tokens; "
+                    "prepare the text with the model's own tokenizer"
+                )
 
     def check_tokenizer(self, name: str, sha256: str | None) -> None:
         """Whether the ids are those of a tokenizer.

@@ -7,13 +7,10 @@ from pathlib import Path
 from gguf import GGUFReader
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from vpd.data.tiktoken_tokenizer import LLAMA_3_CUT
 from vpd.errors import VpdError
 
 CONTROL, USER_DEFINED = 3, 4
-_LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 # How text is cut before bytes are paired, by the name that the file gives it.
 CUTS = ("gpt-2", "smollm", "llama-bpe", "llama3", "llama-v3")
 
@@ -68,5 +65,5 @@ def _cuts(cut: str) -> list[pre_tokenizers.PreTokenizer]:
         return [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     if cut == "gpt-2":
         return [pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    split = pre_tokenizers.Split(Regex(_LLAMA_3), "isolated")
+    split = pre_tokenizers.Split(Regex(LLAMA_3_CUT), "isolated")
     return [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]

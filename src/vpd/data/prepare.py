@@ -231,6 +231,8 @@ def _encoded(job: Job, piece: Piece) -> Iterator[tuple[int, Int32[np.ndarray, ".
 
 
 def _tokens(job: Job, texts: list[str]) -> list[Int32[np.ndarray, "..."]]:
+    if not texts:
+        return []
     assert job.tokenizer is not None, "text is prepared with a tokenizer"
     end = np.asarray([] if job.tokenizer.end_of_text is None else [job.tokenizer.end_of_text], np.int32)
     return [np.concatenate([ids, end]) for ids in job.tokenizer.encode(texts)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vpd.cache import cache_directory
 from vpd.data.data_set import is_data_set, is_shard, open_data_set
+from vpd.data.packages import PREFIX
 from vpd.data.prepare import Options, Watch, fingerprint, prepare, tokenizer_facts
 from vpd.data.sources import Wanted, find_source
 from vpd.data.tokenizer import TextTokenizer, load_tokenizer
@@ -52,12 +53,11 @@ def checked_folder(
         data_set = open_data_set(folder)
     else:
         data_set = open_data_set(folder)
-        tokenizer = tokenizer_for(tokenizer_name, tokenized=True)
-        data_set.check_tokenizer(tokenizer_name, tokenizer and tokenizer.sha256)
+        data_set.check_tokenizer(tokenizer_name, _hash_at_hand(tokenizer_name))
     for split in dict.fromkeys(splits):
         data_set.check_split(split, options.length)
-    if vocab_size is not None:
-        data_set.check_vocabulary(vocab_size)
+        if vocab_size is not None:
+            data_set.check_vocabulary(split, vocab_size)
     return folder
 
 
@@ -66,9 +66,15 @@ def _looks_prepared(folder: Path) -> bool:
     return is_data_set(folder) or any(is_shard(path) for path in sorted(folder.glob("*.parquet"))[:1])
 
 
+def _hash_at_hand(tokenizer_name: str) -> str | None:
+    """The hash of a tokenizer that lies on this machine; the hub is not asked for what is prepared already."""
+    is_here = tokenizer_name.startswith(PREFIX) or Path(tokenizer_name).expanduser().exists()
+    return load_tokenizer(tokenizer_name).sha256 if is_here else None
+
+
 def _in_cache(wanted: Wanted, options: Options, tokenizer_name: str, watch: Watch) -> Path:
-    tokenizer = tokenizer_for(tokenizer_name, wanted.tokenized)
     source = find_source(wanted, options.splits)
+    tokenizer = tokenizer_for(tokenizer_name, wanted.tokenized)
     mark = fingerprint(source, options, tokenizer_facts(tokenizer_name, tokenizer))
     stem = re.sub(r"[^\w.-]+", "-", wanted.name).strip("-.")[-40:]
     folder = cache_directory() / "tokens" / f"{stem}-{mark[:24]}"

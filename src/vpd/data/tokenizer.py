@@ -18,8 +18,8 @@ from vpd.errors import VpdError
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>", "[EOS]")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Where a package holds several tokenizers, the one that is meant when only the package is named.
-_DEFAULTS = {"glassllm": "weights/en.tokenizer.json"}
-_FORMS = ("*.gguf", "tokenizer.json", "*.tokenizer.json")
+_DEFAULTS = {"glassllm": "weights/en.tokenizer.json", "llama_models": "llama3/tokenizer.model"}
+_FORMS = ("*.gguf", "tokenizer.model", "tokenizer.json", "*.tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def load_tokenizer(name: str) -> TextTokenizer:
     """The tokenizer that a name means.
 
     Args:
-        name: a ``tokenizer.json`` or a folder with one, a GGUF file, ``package:NAME`` or ``package:NAME/FILE`` of an
-            installed package, or a name on the hub.
+        name: a ``tokenizer.json`` or a folder with one, a GGUF file, a ``tokenizer.model`` of Llama 3, ``package:NAME``
+            or ``package:NAME/FILE`` of an installed package, or a name on the hub.
 
     Raises:
         VpdError: where there is none, or it can't be read.
@@ -110,13 +110,12 @@ def _from_file(name: str, path: Path) -> TextTokenizer:
 
         tokenizer, digest, end = read_gguf_tokenizer(path)
         return _described(name, digest, tokenizer, end)
-    if path.suffix == ".model":
-        raise VpdError(
-            f"tokenizer {name}: files in the format of tiktoken or SentencePiece are not read; "
-            "name the tokenizer.json of the same model"
-        )
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
+    if path.suffix == ".model":
+        from vpd.data.tiktoken_tokenizer import read_tiktoken
+
+        return _described(name, digest, read_tiktoken(path), None)
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):
