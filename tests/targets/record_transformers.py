@@ -42,7 +42,7 @@ def main() -> None:
     torch.manual_seed(0)
     for name, network in networks().items():
         for path, value in network.named_parameters():
-            value.data.normal_(mean=float("norm.weight" in path or ".ln_" in path), std=0.3)
+            value.data.normal_(mean=float("norm.weight" in path or ".ln_" in path), std=0.2)
         tokens = torch.randint(48, (2, 48))
         with torch.no_grad():
             logits = network.eval()(tokens).logits.numpy()
