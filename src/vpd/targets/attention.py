@@ -31,7 +31,9 @@ def causal_attention(
     if base is not None:
         q, k = rotate(q, base, scaling), rotate(k, base, scaling)
     with jax.numpy_dtype_promotion("standard"):  # it takes a softmax of bfloat16 in float32
-        mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        # Not every device has products of float16 that are summed in float32.
+        wide = [x.astype(jnp.float32) if x.dtype == jnp.float16 else x for x in (q, k, v)]
+        mixed = jax.nn.dot_product_attention(*wide, is_causal=True).astype(q.dtype)
     return mixed.reshape(*mixed.shape[:2], -1)
 
 

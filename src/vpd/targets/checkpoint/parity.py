@@ -104,7 +104,9 @@ def parity_report(
         RunError: where the file can't be opened, or the reference is not installed.
     """
     checkpoint, named = open_checkpoint(spec), model_class(spec)
-    abstract = abstract_language_model(settled_values(checkpoint), named, dtype, f"the configuration of {spec.kind}")
+    abstract = abstract_language_model(
+        settled_values(checkpoint), named, dtype, f"the configuration of {checkpoint.source}"
+    )
     found = fit(checkpoint, abstract)
     logits = _compare(checkpoint, read_model(checkpoint, named, dtype), tokens) if reference and found.whole else None
     return Parity(

@@ -38,7 +38,7 @@ def open_safetensors(path: Path, model_class: str | None = None) -> Checkpoint:
     """
     file = _weights_file(path)
     values = read_values(file.parent)
-    layout = SAFETENSORS[architecture(values, model_class, str(file.parent / "its configuration"))]
+    layout = SAFETENSORS[architecture(values, model_class, f"the configuration in {file.parent}")]
     opened = {name: _open(shard) for name, shard in _shards(file).items()}
     stored = {name: shard for shard in opened.values() for name in shard.keys()}  # noqa: SIM118  # not a mapping
     names = _canonical(stored, layout, values)

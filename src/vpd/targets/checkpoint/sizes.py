@@ -106,18 +106,18 @@ class _Reader:
     values: Values
     where: str
 
-    def number(self, *names: str, default: float | None = None) -> float:
+    def number(self, *names: str, default: int | float | None = None) -> float:
         """A positive number."""
         name, found = self._first(names, default)
         if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < math.inf:
             raise RunError(f"{self.where} has {name} {found!r}; it must be a positive number")
-        return found
+        return float(found)
 
     def count(self, *names: str, default: int | None = None) -> int:
         """A positive whole number."""
         found = self.number(*names, default=default)
         if found != int(found):
-            raise RunError(f"{self.where} has {names[0]} {found!r}; it must be a whole number")
+            raise RunError(f"{self.where} has {names[0]} {found}; it must be a whole number")
         return int(found)
 
     def flag(self, *names: str, default: bool) -> bool:
@@ -193,7 +193,7 @@ def _rotary(read: _Reader) -> tuple[float, Scaling | None]:
     base = _Reader({**read.values, **both}, read.where).number("rope_theta", default=10000.0)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "default":
-        return float(base), None
+        return base, None
     if kind != "llama3":
         raise RunError(f"{read.where} scales rotary positions by {kind!r}, and vpd reads 'llama3' or none")
     own = _Reader(scaling, f"rope_scaling of {read.where}")
@@ -201,7 +201,7 @@ def _rotary(read: _Reader) -> tuple[float, Scaling | None]:
     if low >= high:
         raise RunError(f"{own.where} has low_freq_factor {low:g}, which must be below high_freq_factor {high:g}")
     length = own.count("original_max_position_embeddings")
-    return float(base), Scaling(float(own.number("factor")), float(low), float(high), length)
+    return base, Scaling(own.number("factor"), low, high, length)
 
 
 def _block(read: _Reader, name: str) -> dict[str, object]:
@@ -250,7 +250,7 @@ def _simple_mlp(read: _Reader) -> "partial[LlamaSimpleMLP]":
         d_mlp=read.count("n_intermediate", "intermediate_size"),
         seed=0,
         tied=read.flag("tie_word_embeddings", default=True),
-        rope_base=float(read.number("rotary_base", "rope_theta")),
+        rope_base=read.number("rotary_base", "rope_theta"),
         eps=read.number("rms_norm_eps", default=1e-6),
         max_len=read.count("block_size", "n_ctx", "max_position_embeddings"),
     )

@@ -78,7 +78,7 @@ def _first(rows: tuple[str, ...]) -> str:
     return ", ".join(rows[:_LISTED]) + (f" and {len(rows) - _LISTED} more" if len(rows) > _LISTED else "")
 
 
-def named_leaves(model: LanguageModel) -> dict[str, Array]:
+def named_leaves(model: LanguageModel) -> dict[str, Array | jax.ShapeDtypeStruct]:
     """The arrays of a model by field, of an uncut stack of layers with the first axis."""
     return {_field(path): leaf for path, leaf in tree_leaves_with_path(model)}
 
