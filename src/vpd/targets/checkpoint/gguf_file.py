@@ -115,7 +115,7 @@ def _values(
         head = values.get("head_dim", d // n)
         if turned != head:
             raise RunError(f"{path} turns {turned} dimensions of heads of {head}, and vpd turns whole heads alone")
-    if stretch is not None:
+    if stretch is not None and (stretch != 1).any():
         values["rope_scaling"] = _scaling(path, stretch, values)
     return values
 
