@@ -1,6 +1,7 @@
 """Weights of language models as safetensors: what is written is read back, in any of the layouts people have."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from targets.language_models import MODELS, gpt2, llama, same, simple_mlp
 
 from vpd.config.targets import FileSpec, PretrainedSpec
 from vpd.errors import RunError
-from vpd.targets import GPT2, Llama, LlamaSimpleMLP
+from vpd.targets import GPT2, Llama, LlamaSimpleMLP, init_llama
 from vpd.targets.checkpoint import (
     abstract_language_model,
     config_values,
@@ -48,7 +49,9 @@ def reconfigure(folder: Path, **values: object) -> None:
 def test_what_is_saved_is_read_back_bit_by_bit(name: str, dtype: str, tmp_path: Path) -> None:
     model = jax.tree.map(lambda x: x.astype(dtype), MODELS[name]())
     save_language_model(model, tmp_path / "a" / "b", {"tokenizer": "words", "n_embd": 1, "hidden_size": 1})
-    spec = PretrainedSpec(kind="pretrained", run_path=str(tmp_path / "a" / "b"), model_class=f"lab.{type(model).__name__}")
+    spec = PretrainedSpec(
+        kind="pretrained", run_path=str(tmp_path / "a" / "b"), model_class=f"lab.{type(model).__name__}"
+    )
     again, facts = load_language_model(spec, dtype)
     assert same(again, model)
     assert facts.values["tokenizer"] == "words" and facts.values["dtype"] == dtype
@@ -186,3 +189,32 @@ def test_published_sizes_without_their_weights() -> None:
     assert isinstance(abstract_language_model(LLAMA_8B), Llama)
     assert isinstance(abstract_language_model(gpt2_small, "transformers.GPT2LMHeadModel"), GPT2)
     assert isinstance(abstract_language_model(config_values(simple_mlp())), LlamaSimpleMLP)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_reading_makes_no_second_copy(dtype: str, tmp_path: Path) -> None:
+    """Beside the model there is one array and one tensor: of 28 large arrays, a few at most."""
+    d, depth = 96, 4
+    model = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: init_llama(d, d, depth, 4, 4, d, 0)))
+    save_language_model(model, tmp_path)
+    checkpoint = open_path(tmp_path)
+    read_model(checkpoint, None, dtype)
+    tracemalloc.start()
+    again = read_model(checkpoint, None, dtype)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    size = sum(x.nbytes for x in jax.tree.leaves(again))
+    tensor = 4 * d * d
+    assert size > 20 * tensor / (2 if dtype == "bfloat16" else 1)
+    assert peak < size + depth * tensor + 3 * tensor
+
+
+def test_saving_makes_no_second_copy(tmp_path: Path) -> None:
+    d = 96
+    model = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: init_llama(d, d, 4, 4, 4, d, 0)))
+    save_language_model(model, tmp_path)
+    tracemalloc.start()
+    save_language_model(model, tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < sum(x.nbytes for x in jax.tree.leaves(model)) / 3

@@ -1,6 +1,5 @@
 """GGUF files of the llama architecture: quantised weights are read as the numbers that they stand for."""
 
-import importlib
 import math
 import os
 from collections.abc import Mapping
@@ -66,7 +65,6 @@ def open_gguf(path: Path) -> Checkpoint:
 
 
 def _reader(path: Path) -> "GGUFReader":
-    _package()
     from gguf import GGUFReader
 
     try:
@@ -76,13 +74,6 @@ def _reader(path: Path) -> "GGUFReader":
     except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"{path} can't be read as GGUF ({said}); it may be cut short: copy it again") from None
-
-
-def _package() -> None:
-    try:
-        importlib.import_module("gguf")
-    except ModuleNotFoundError:
-        raise RunError("GGUF files are read with the package gguf, which is not installed; pip install gguf") from None
 
 
 def _metadata(reader: "GGUFReader") -> dict[str, object]:
@@ -115,7 +106,7 @@ def _values(
         head = values.get("head_dim", d // n)
         if turned != head:
             raise RunError(f"{path} turns {turned} dimensions of heads of {head}, and vpd turns whole heads alone")
-    if stretch is not None:
+    if stretch is not None and (stretch != 1).any():
         values["rope_scaling"] = _scaling(path, stretch, values)
     return values
 
@@ -164,7 +155,6 @@ def save_gguf(model: Llama, path: Path, like: Path | None = None, half: bool = F
         _LENGTH,
     ):
         raise RunError(f"GGUF has no place for the rotary scaling {scaling}; save the model as safetensors")
-    _package()
     from gguf import GGUFWriter
 
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")

@@ -10,7 +10,7 @@ from vpd.targets.checkpoint.gguf_file import open_gguf
 from vpd.targets.checkpoint.packages import PACKAGES, open_package
 from vpd.targets.checkpoint.safetensors_files import open_safetensors, pickle_sentence
 from vpd.targets.checkpoint.sizes import Values, architecture, named_architecture
-from vpd.targets.checkpoint.tensors import Checkpoint, read_model, storage_counts
+from vpd.targets.checkpoint.tensors import Checkpoint, is_quantised, read_model, storage_counts
 from vpd.targets.language_model import LanguageModel
 
 Spec = HFSpec | PretrainedSpec | FileSpec | PackageSpec
@@ -37,7 +37,7 @@ class Facts:
     @property
     def quantised(self) -> bool:
         """Whether the weights are numbers that a quantised file stands for, rather than what was trained."""
-        return any(name.startswith("Q") for name in self.storage)
+        return is_quantised(self.storage)
 
 
 def load_language_model(spec: Spec, dtype: str = "float32") -> tuple[LanguageModel, Facts]:

@@ -13,7 +13,15 @@ from vpd.targets.base import clean_forward
 from vpd.targets.checkpoint.load import Spec, model_class, open_checkpoint
 from vpd.targets.checkpoint.reference import reference_logits
 from vpd.targets.checkpoint.sizes import abstract_language_model
-from vpd.targets.checkpoint.tensors import Checkpoint, Fit, fit, read_model, settled_values, storage_counts
+from vpd.targets.checkpoint.tensors import (
+    Checkpoint,
+    Fit,
+    fit,
+    is_quantised,
+    read_model,
+    settled_values,
+    storage_counts,
+)
 from vpd.targets.language_model import LanguageModel
 
 _TOKENS = 256
@@ -66,6 +74,10 @@ class Parity:
         lines = [
             f"{self.source}: {self.architecture}, {self.parameters:,} parameters",
             f"stored as {self.format}: {stored} tensors",
+            *(
+                ["quantised: the network is the one of the numbers that the file stands for"]
+                * is_quantised(self.storage)
+            ),
             *_site_rows(self.sites),
             "every tensor fits" if self.fit.whole else self.fit.sentence(self.source),
         ]

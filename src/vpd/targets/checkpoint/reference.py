@@ -32,10 +32,12 @@ def reference_logits(path: Path, model: LanguageModel, tokens: Int[np.ndarray, "
     try:
         torch, transformers = (importlib.import_module(name) for name in ("torch", "transformers"))
     except ModuleNotFoundError as error:
-        raise RunError(f"the reference is transformers with torch, and {error.name} is not installed") from None
-    folder, options = (path, {}) if path.is_dir() else (path.parent, {})
-    if path.suffix == ".gguf":
-        options = {"gguf_file": path.name}
+        raise RunError(
+            f"the reference is transformers with torch, and {error.name} is not installed; "
+            "pip install 'vpd-jax[reference]'"
+        ) from None
+    folder = path if path.is_dir() else path.parent
+    options = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
     network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
     with torch.no_grad():
         logits = network(torch.from_numpy(tokens.astype(np.int64))).logits.float().numpy()

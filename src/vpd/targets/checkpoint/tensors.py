@@ -1,7 +1,7 @@
 """From the named tensors of a file to the stacked arrays of a model, and back, one tensor at a time."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -228,6 +228,11 @@ def _array(model: LanguageModel, place: Place) -> Array:
         return getattr(model, place.leaf)
     run = next(run for run in model.layers if run.first <= place.layer < run.first + run.depth)
     return getattr(run.stack, place.leaf)[place.layer - run.first]
+
+
+def is_quantised(storage: Iterable[str]) -> bool:
+    """Whether the weights are what a quantised file stands for, rather than what was trained."""
+    return any(kind.startswith("Q") for kind in storage)
 
 
 def storage_counts(checkpoint: Checkpoint) -> dict[str, int]:
