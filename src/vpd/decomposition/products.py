@@ -3,6 +3,7 @@
 import math
 
 import jax
+from jax.custom_derivatives import CustomVJPPrimal
 from jaxtyping import Array, Float
 
 
@@ -16,20 +17,22 @@ def trained_product(x: Float[Array, "*leading d"], W: Float[Array, "d m"]) -> Fl
     return x @ W
 
 
-def _forward(
-    x: Float[Array, "*leading d"], W: Float[Array, "d m"]
-) -> tuple[Float[Array, "*leading m"], tuple[Float[Array, "*leading d"], Float[Array, "d m"]]]:
-    return x @ W, (x, W)
+# What a gradient needs is kept where that gradient is asked for: W for that of x, and x for that of W.
+_Residuals = tuple[Float[Array, "*leading d"] | None, Float[Array, "d m"] | None]
+
+
+def _forward(x: CustomVJPPrimal, W: CustomVJPPrimal) -> tuple[Float[Array, "*leading m"], _Residuals]:
+    return x.value @ W.value, (x.value if W.perturbed else None, W.value if x.perturbed else None)
 
 
 def _backward(
-    residuals: tuple[Float[Array, "*leading d"], Float[Array, "d m"]], g: Float[Array, "*leading m"]
-) -> tuple[Float[Array, "*leading d"], Float[Array, "d m"]]:
+    residuals: _Residuals, g: Float[Array, "*leading m"]
+) -> tuple[Float[Array, "*leading d"] | None, Float[Array, "d m"] | None]:
     x, W = residuals
-    return g @ W.T, weight_gradient(x, g).astype(W.dtype)
+    return None if W is None else g @ W.T, None if x is None else weight_gradient(x, g)
 
 
-trained_product.defvjp(_forward, _backward)
+trained_product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def weight_gradient(x: Float[Array, "*leading d"], g: Float[Array, "*leading m"]) -> Float[Array, "d m"]:

@@ -139,13 +139,15 @@ def _is_primal(node: object) -> bool:
     return isinstance(node, CustomVJPPrimal)
 
 
-_Residuals = tuple[Factored, Factored, Float[Array, "*leading"], Float[Array, "*leading"], tuple[bool, ...]]
+# Of each basis, whether it is trained: known by what is there, since only arrays are kept.
+_Moves = tuple[Float[Array, ""] | None, ...]
+_Residuals = tuple[Factored, Factored, Float[Array, "*leading"], Float[Array, "*leading"], _Moves]
 
 
 def _chunked_forward(clean: Factored, masked: Factored) -> tuple[Float[Array, "*leading"], _Residuals]:
     # A basis that is frozen needs no gradient, which would cost as much as the logits.
     leaves = [leaf for leaf in jax.tree.leaves(masked, is_leaf=_is_primal) if isinstance(leaf, CustomVJPPrimal)]
-    moves = tuple(bool(leaf.perturbed) for leaf in leaves[1::2])
+    moves = tuple(jnp.zeros(()) if leaf.perturbed else None for leaf in leaves[1::2])
     a, b = (jax.tree.map(lambda x: x.value, side, is_leaf=_is_primal) for side in (clean, masked))
     divergence, norm_p, norm_q = _kl_and_norms(a, b)
     return divergence, (a, b, norm_p, norm_q, moves)
@@ -164,7 +166,7 @@ def _chunked_backward(residuals: _Residuals, g: Float[Array, "*leading"]) -> tup
         slope = g[..., None] * (q - p)
         start = jnp.minimum(i * width, vocab - width)
         return tuple(
-            _term_gradient(term, so_far, slope.astype(term[0].dtype), start, moved)
+            _term_gradient(term, so_far, slope.astype(term[0].dtype), start, moved is not None)
             for term, so_far, moved in zip(masked.terms, sums, moves, strict=True)
         ), None
 

@@ -10,22 +10,26 @@ less the gradients of inputs that nothing trained precedes.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 from jaxtyping import Array
 
-from vpd.decomposition import AllRouting, Site
+from vpd.decomposition import AllRouting, Site, members_in_order
 from vpd.decomposition.stacks import SiteKind
 from vpd.importance import GlobalMLP, LayerwiseMLP, TransformerCI
 from vpd.importance.mlp import SiteMLP, lookups_of
 from vpd.objective import Faithfulness, FreshPGD, Persistent, ReconTerm
 from vpd.objective.recon import Constant, live_groups
+from vpd.targets.layers import Resume
 from vpd.training.optimizers import Muon, split_matrices
 from vpd.training.state import Decomposition
 from vpd.training.step import Problem
 
 OPTIMIZER_OPERATIONS = 15
+# Of language models: matrices of a layer that read the same activation, and those that read what attention mixes.
+READ_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+READS_ATTENTION = (".o_proj", ".attn.c_proj")
 
 Matrices = Mapping[str, tuple[int, int, SiteKind]]
 
@@ -114,32 +118,39 @@ def _layers(mlp: SiteMLP) -> list[Array | jax.ShapeDtypeStruct]:
 
 
 def step_operations(
-    problem: Problem, matrices: Matrices, trained: Trained, positions: int, sequence: int = 1
+    problem: Problem,
+    matrices: Matrices,
+    trained: Trained,
+    positions: int,
+    sequence: int = 1,
+    resume: Resume | None = None,
 ) -> dict[str, int]:
     """Operations of one step with every term active, by part; their sum is the step's.
 
-    Rematerialised work is not counted. Sites are taken to follow each other: what precedes the first live one needs no
-    gradient of its input.
+    Rematerialised work is not counted. Matrices are taken to follow each other, but for those that read the same
+    activation: what precedes the first live one, or lies beside it, needs no gradient of its input.
 
     Args:
         problem: the static part of training.
         matrices: of the target in the order of its forward pass, ``{name: (d_in, d_out, kind)}``.
         trained: sizes of what is trained.
         positions: in the global batch.
-        sequence: positions that attend to each other in the CI function; 1 without a sequence axis.
+        sequence: positions that attend to each other; 1 without a sequence axis.
+        resume: where masked forwards begin; abstract or real.
 
     Returns:
         ``clean``, ``ci forward``, ``ci backward``, ``faithfulness``, ``optimizers``, and for each recon term
         ``<name> forward``, ``<name> backward`` and, where it has an adversary, ``<name> ascents``.
     """
-    pass_ = _Pass(problem.sites, matrices, positions)
+    single = tuple(replace(site, name=name, span=None) for site, _, name in members_in_order(problem.sites))
+    pass_ = _Pass(single, matrices, positions, sequence, skipped_matrices(matrices, resume))
     parts = {"clean": pass_.clean()} | _ci_function(problem.sites, trained, positions, sequence)
     for term in problem.terms:
         match term:
             case ReconTerm():
                 parts |= _recon(term, pass_, problem.use_delta)
             case Faithfulness():
-                parts["faithfulness"] = 6 * sum(s.d_in * s.C * s.d_out for s in problem.sites)
+                parts["faithfulness"] = 6 * sum(s.d_in * s.C * s.d_out for s in single)
             case _:
                 pass
     groups = (
@@ -152,7 +163,7 @@ def step_operations(
 
 
 def _ci_function(sites: tuple[Site, ...], trained: Trained, positions: int, sequence: int) -> dict[str, int]:
-    inner = 2 * positions * sum(_inner(site) for site in sites) if trained.reads_components else 0
+    inner = 2 * positions * sum(site.depth * _inner(site) for site in sites) if trained.reads_components else 0
     forward = 2 * positions * (trained.ci_weights + sequence * trained.ci_attention)
     backward = 2 * forward - 2 * positions * trained.ci_input_weights
     # Site inputs are constant: x @ V passes its gradient to V alone.
@@ -192,6 +203,27 @@ def _recon(term: ReconTerm, pass_: "_Pass", use_delta: bool) -> dict[str, int]:
     return parts
 
 
+def beside(name: str) -> set[str]:
+    """The matrices of the same layer that read what this one reads."""
+    for group in READ_TOGETHER:
+        for last in group:
+            if name.endswith(f".{last}"):
+                return {name.removesuffix(last) + other for other in group}
+    return {name}
+
+
+def skipped_matrices(matrices: Matrices, resume: Resume | None) -> frozenset[str]:
+    """The matrices that a masked forward takes from the clean one."""
+    if resume is None:
+        return frozenset()
+    order, path = list(matrices), f"{resume.prefix}.{resume.first}."
+    own = [name for name in order if name.startswith(path)]
+    # A layer has two parts, attention and MLP.
+    mlp = next(name for name in own if ".mlp." in name)
+    begin = mlp if resume.part else own[0]
+    return frozenset(order[: order.index(begin)])
+
+
 @dataclass(frozen=True)
 class _Pass:
     """One pass through the target with some sites live; ``blends`` tells whether live sites also need ``x @ W``."""
@@ -199,14 +231,18 @@ class _Pass:
     sites: tuple[Site, ...]
     matrices: Matrices
     positions: int
+    sequence: int = 1
+    skipped: frozenset[str] = frozenset()
 
     def clean(self) -> int:
-        return 2 * self.positions * sum(_frozen(*shape) for shape in self.matrices.values())
+        frozen = sum(_frozen(*shape) + self._attention(name) for name, shape in self.matrices.items())
+        return 2 * self.positions * frozen
 
     def forward(self, live: set[str], blends: bool) -> int:
+        made = [name for name in self.matrices if name not in self.skipped]
         products = sum(_inner(s) + s.C * s.d_out for s in self._live(live))
-        frozen = sum(_frozen(*shape) for name, shape in self.matrices.items() if blends or name not in live)
-        return 2 * self.positions * (products + frozen)
+        frozen = sum(_frozen(*self.matrices[name]) for name in made if blends or name not in live)
+        return 2 * self.positions * (products + frozen + sum(self._attention(name) for name in made))
 
     def backward(self, live: set[str], blends: bool) -> int:
         """Gradients of V and U (each as much as its product), and all that an ascent needs."""
@@ -219,11 +255,18 @@ class _Pass:
         after = self._after_first(live)
         inputs = sum(_inner(s) for s in self._live(live & after))
         frozen = sum(_frozen(*self.matrices[name]) for name in after if blends or name not in live)
-        return 2 * self.positions * (masks + inputs + frozen)
+        # Of scores and of mixed values, the gradients of both factors.
+        attention = sum(2 * self._attention(name) for name in after)
+        return 2 * self.positions * (masks + inputs + frozen + attention)
+
+    def _attention(self, name: str) -> int:
+        """Multiply-adds at one position of the attention whose mixed values a matrix reads: scores, and the mix."""
+        return 2 * self.sequence * self.matrices[name][0] if name.endswith(READS_ATTENTION) else 0
 
     def _live(self, names: set[str]) -> list[Site]:
         return [site for site in self.sites if site.name in names]
 
     def _after_first(self, live: set[str]) -> set[str]:
         order = list(self.matrices)
-        return set(order[min(order.index(name) for name in live) + 1 :])
+        first = min(order.index(name) for name in live)
+        return set(order[first + 1 :]) - beside(order[first])
