@@ -141,7 +141,8 @@ def _target(config: RunConfig, quiet: bool) -> AnyTarget:
 def first_state(experiment: Experiment) -> TrainState:
     """The state before step 0, after faithfulness warm-up."""
     pd, problem = experiment.config.pd, experiment.problem
-    state = _fresh_state(experiment)
+    # As one program: what it makes on the way is freed, and every leaf has a buffer of its own.
+    state = jax.jit(partial(_fresh_state, experiment))()
     if pd.faithfulness_warmup_steps == 0:
         return state
     batch = experiment.train_batch(jnp.asarray(pd.seed, jnp.uint32), jnp.asarray(0, jnp.int32))

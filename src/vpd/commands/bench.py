@@ -1,5 +1,7 @@
 """``vpd bench``: what a training step of a fixed workload costs on one core, and what its program looks like."""
 
+import ctypes
+import gc
 import json
 import math
 import os
@@ -12,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -19,33 +22,43 @@ import jax
 import jax.monitoring
 import jax.numpy as jnp
 import typer
+from jaxtyping import Array, Int
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from vpd.config import read_run_file
 from vpd.config.run import RunConfig
-from vpd.config.targets import ToyTarget
+from vpd.config.targets import LMTarget, TokenData, ToyTarget
 from vpd.errors import VpdError
 from vpd.experiment import PACKAGES, Experiment, build, first_state, leading_of, lower_program, state_template
 from vpd.progress import console
+from vpd.randomness import Seed, stream
+from vpd.targets import recorded_forward
 from vpd.targets.base import with_identities
 from vpd.targets.build import fresh_target
+from vpd.targets.layers import Resume
+from vpd.targets.simple_mlp_lm import init_simple_mlp_lm
 from vpd.training.cost import step_operations, trained_sizes
 from vpd.training.state import TrainState, state_bytes
 from vpd.training.step import Logs, run_steps
 
 WORKLOADS = ("T", "R", "W")
+# A round is fast where bare products reach so many GFLOP/s; so many fast rounds are enough for a figure.
+FAST, ENOUGH = 110.0, 5
+# Smaller products say more about dispatch than about the processor.
+LEAST_PRODUCT, REPEATS = 10**8, 3
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 CACHE_FLAG = "jax_enable_compilation_cache"
 
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds a step in one dispatch."""
+    """Seconds a step in one dispatch, and the rate of bare matrix products beside it."""
 
     cpu_s_per_step: float
     wall_s_per_step: float
+    matmul_gflop_per_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -162,20 +175,27 @@ def measure(workload: str, config: RunConfig, rounds: int, steps: int, machine: 
         steps: training steps in each.
         machine: facts for the record.
     """
-    assert isinstance(config.target, ToyTarget)
-    experiment = build(config, fresh_target(config.target))
+    experiment = workload_experiment(config)
+    template = state_template(experiment)
     with counted_compiles(run_steps.__name__) as compiles:
         lowered = lower_program(experiment)
         began = time.process_time()
         program = lowered.compile()
         compile_s = time.process_time() - began
+        lines, memory, text = len(lowered.as_text().splitlines()), program.memory_analysis(), program.as_text()
+        assert memory is not None and text is not None, "the backend tells nothing of its program"
+        constant = largest_constant_bytes(text)
+        # What compilation took is given back before the state is made.
+        del lowered, text
+        return_freed_memory()
 
         def dispatch(state: TrainState, n: int, seed: int) -> tuple[TrainState, Logs]:
-            return program(experiment.target, state, jnp.asarray(n, jnp.int32), jnp.asarray(seed, jnp.uint32))
+            return program(experiment.target, state, jnp.asarray(n, jnp.int32), jnp.asarray(seed, jnp.uint32), None)
 
-        timed = _timed_rounds(dispatch, first_state(experiment), rounds, steps)
-    template, memory, text = state_template(experiment), program.memory_analysis(), program.as_text()
-    assert memory is not None and text is not None, "the backend tells nothing of its program"
+        products = bare_products(experiment) if isinstance(config.target, LMTarget) else None
+        state = jax.block_until_ready(first_state(experiment))
+        return_freed_memory()
+        timed = _timed_rounds(dispatch, state, rounds, steps, products)
     cpu = [r.cpu_s_per_step for r in timed]
     return Result(
         workload=workload,
@@ -184,15 +204,15 @@ def measure(workload: str, config: RunConfig, rounds: int, steps: int, machine: 
         cpu_s_per_step_quartiles=_quartiles(cpu),
         steps_per_round=steps,
         counted_gflop=counted_gflop(experiment, template),
-        roofline_fraction=None,  # toys: matrix products are not what takes their time
+        roofline_fraction=roofline_fraction(counted_gflop(experiment, template), timed),
         peak_rss_mb=_peak_rss_mb(),
         compiles=len(compiles),
         compile_s=compile_s,
-        program_lines=len(lowered.as_text().splitlines()),
+        program_lines=lines,
         state_bytes=state_bytes(template),
         alias_bytes=memory.alias_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
-        largest_constant_bytes=largest_constant_bytes(text),
+        largest_constant_bytes=constant,
         rounds=tuple(timed),
         machine=machine,
         versions={"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES},
@@ -202,7 +222,70 @@ def measure(workload: str, config: RunConfig, rounds: int, steps: int, machine: 
 Dispatch = Callable[[TrainState, int, int], tuple[TrainState, Logs]]
 
 
-def _timed_rounds(dispatch: Dispatch, state: TrainState, rounds: int, steps: int) -> list[Round]:
+def workload_experiment(config: RunConfig) -> Experiment:
+    """The objects of a workload: a fresh toy, or a language model with random weights on random tokens."""
+    if isinstance(config.target, ToyTarget):
+        return build(config, fresh_target(config.target))
+    assert isinstance(config.data, TokenData)
+    vocab, shape = 4019, (config.pd.batch_size, config.data.max_seq_len)
+    target = init_simple_mlp_lm(vocab, d_model=128, n_layers=2, n_heads=4, n_kv_heads=2, d_mlp=512, seed=0)
+
+    def draw(seed: Seed, step: Int[Array, ""]) -> Int[Array, "B T"]:
+        return jax.random.randint(stream(seed, "data/train", step), shape, 0, vocab)
+
+    return build(config, target, train_batch=draw)
+
+
+def return_freed_memory() -> None:
+    """Hand pages that were freed back to the system, where the C library keeps them."""
+    if sys.platform == "linux":
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A bare matrix product of a shape that the step has, and how often it is repeated in a round."""
+
+    run: Callable[[], object]
+    operations: int
+
+
+def bare_products(experiment: Experiment) -> list[Product]:
+    """One compiled product ``[N, k] @ [k, m]`` for each weight shape of the decomposition and the CI function."""
+    positions = math.prod(leading_of(experiment.config, experiment.target))
+    shapes: set[tuple[int, int]] = set()
+    for site in experiment.problem.sites:
+        shapes |= {(site.d_in, site.d_out), (site.d_in, site.C), (site.C, site.d_out)}
+    ci_fn = state_template(experiment).decomposition.ci_fn
+    shapes |= {
+        (int(x.shape[-2]), int(x.shape[-1])) for x in jax.tree.leaves(ci_fn) if x.ndim >= 2 and min(x.shape[-2:]) > 1
+    }
+    multiply = jax.jit(jnp.matmul)
+
+    def product(k: int, m: int) -> Product:
+        x, W = jnp.ones((positions, k)), jnp.ones((k, m))
+        jax.block_until_ready(multiply(x, W))
+        return Product(lambda: jax.block_until_ready(multiply(x, W)), 2 * positions * k * m)
+
+    return [product(k, m) for k, m in sorted(shapes) if 2 * positions * k * m >= LEAST_PRODUCT]
+
+
+def roofline_fraction(gflop: float, rounds: Sequence[Round]) -> float | None:
+    """Counted operations a second over the rate of bare products, the median over the rounds in which these are fast.
+
+    Rounds in which another load slows the processor say little; where fewer than five reach ``FAST`` all count.
+    """
+    rated = [(r.matmul_gflop_per_s, gflop / r.cpu_s_per_step) for r in rounds if r.matmul_gflop_per_s is not None]
+    if not rated:
+        return None  # toys: matrix products are not what takes their time
+    fast = [(rate, reached) for rate, reached in rated if rate >= FAST]
+    return statistics.median(reached / rate for rate, reached in (fast if len(fast) >= ENOUGH else rated))
+
+
+def _timed_rounds(
+    dispatch: Dispatch, state: TrainState, rounds: int, steps: int, products: Sequence[Product] | None
+) -> list[Round]:
     """Dispatches of ``steps`` steps each, after a short one with another number of steps and another seed."""
     state, _ = jax.block_until_ready(dispatch(state, 2 if steps == 1 else 1, 1))
     timed: list[Round] = []
@@ -210,8 +293,17 @@ def _timed_rounds(dispatch: Dispatch, state: TrainState, rounds: int, steps: int
         wall, cpu = time.perf_counter(), time.process_time()
         state, _ = jax.block_until_ready(dispatch(state, steps, 0))
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        timed.append(Round(cpu / steps, wall / steps))
+        timed.append(Round(cpu / steps, wall / steps, None if products is None else _rate(products)))
     return timed
+
+
+def _rate(products: Sequence[Product]) -> float:
+    """Billions of operations a CPU second of bare products, each repeated three times."""
+    began = time.process_time()
+    for product in products:
+        for _ in range(REPEATS):
+            product.run()
+    return REPEATS * sum(p.operations for p in products) / (time.process_time() - began) / 1e9
 
 
 def _progress(rounds: int) -> Iterator[int]:
@@ -234,10 +326,21 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 def counted_gflop(experiment: Experiment, template: TrainState) -> float:
     """Operations of a step in billions, counted from shapes."""
-    positions = math.prod(leading_of(experiment.config, experiment.target))
+    leading = leading_of(experiment.config, experiment.target)
+    positions, sequence = math.prod(leading), math.prod(leading[1:])
     trained = trained_sizes(template.decomposition)
     matrices = with_identities(experiment.target.matrices())
-    return sum(step_operations(experiment.problem, matrices, trained, positions).values()) / 1e9
+    parts = step_operations(experiment.problem, matrices, trained, positions, sequence, _resume(experiment))
+    return sum(parts.values()) / 1e9
+
+
+def _resume(experiment: Experiment) -> Resume | None:
+    """Where masked forwards begin; nothing is computed."""
+    problem, seed = experiment.problem, jnp.asarray(0, jnp.uint32)
+    if not problem.reuse_prefix:
+        return None
+    batch = jax.eval_shape(experiment.train_batch, seed, jnp.asarray(0, jnp.int32))
+    return jax.eval_shape(partial(recorded_forward, sites=problem.sites), experiment.target, batch).resume
 
 
 def largest_constant_bytes(program: str) -> int:
