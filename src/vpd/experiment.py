@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from vpd.config import changed_fields, dump_run_file, read_run_file
 from vpd.config.checks import check_sites
 from vpd.config.run import Eval, RunConfig
-from vpd.config.targets import FeatureData, LMTarget, StoredTarget
-from vpd.data.build import Draw, feature_batches, sequence_batches
+from vpd.config.targets import FeatureData, LMTarget, PythonTarget, StoredTarget
+from vpd.data.build import Draw, Sampler, feature_batches, sampled_batches, sequence_batches
 from vpd.errors import NonFiniteError, RunError
 from vpd.evaluation.drawing import write_figures
 from vpd.evaluation.report import write_report
@@ -30,6 +30,8 @@ from vpd.run_directory import RunDirectory, create_run_directory, refuse_unwrita
 from vpd.signals import StopSignals
 from vpd.targets import TMS, Induction, ResidMLP, frozen_weights
 from vpd.targets.build import build_toy, cache_directory, fresh_target, load_stored
+from vpd.targets.traced import TracedTarget
+from vpd.targets.traced_build import refuse_another_network, refuse_missing_network
 from vpd.targets.weights import Toy, load_target, target_bytes
 from vpd.training.build import cut_for, init_state, problem_from, sites_from
 from vpd.training.checkpoint import Checkpoints
@@ -37,6 +39,8 @@ from vpd.training.loop import Callbacks, Events, train
 from vpd.training.state import TrainState
 from vpd.training.step import Problem, run_steps
 from vpd.training.warmup import faithfulness_warmup
+
+Network = Toy | TracedTarget
 
 PACKAGES = ("vpd-jax", "jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy")
 
@@ -51,36 +55,42 @@ class Experiment:
         problem: the static part of training.
         train_batch: of (seed, step).
         eval_batch: of (seed, index); None where nothing is evaluated.
+        data: where the batches of a traced target come from.
     """
 
     config: RunConfig
-    target: Toy
+    target: Network
     problem: Problem
     train_batch: Draw
     eval_batch: Draw | None
+    data: Sampler | None = None
 
 
-def build(config: RunConfig, target: Toy | None = None, quiet: bool = True) -> Experiment:
+def build(
+    config: RunConfig, target: Network | None = None, quiet: bool = True, data: Sampler | None = None
+) -> Experiment:
     """Turn a run file into its objects; trains the target where it is not given and not cached.
 
     Args:
         config: read and supported.
         target: the frozen network, where it is at hand already.
         quiet: no progress bar while the target is trained.
+        data: where the batches of a traced target come from; without it nothing can be trained or evaluated.
     """
     target = target or _target(config, quiet)
     runtime = config.runtime
     bfloat16 = jax.default_backend() != "cpu" if runtime.autocast_bf16 is None else runtime.autocast_bf16
-    if isinstance(config.target, StoredTarget):
+    if isinstance(config.target, StoredTarget | PythonTarget):
         check_sites(config, {name: (d_in, d_out) for name, (d_in, d_out, _) in target.matrices().items()})
     sites = sites_from(config.pd, target, config.tied_pairs)
     target = cut_for(target, sites)
     problem = problem_from(config.pd, sites, config.has_sequence, bfloat16, runtime.remat_recon_forwards)
-    evaluated = config.eval and batches(config, target, config.eval.batch_size, "eval")
-    return Experiment(config, target, problem, batches(config, target, config.pd.batch_size, "train"), evaluated)
+    evaluated = config.eval and batches(config, target, config.eval.batch_size, "eval", data)
+    trained = batches(config, target, config.pd.batch_size, "train", data)
+    return Experiment(config, target, problem, trained, evaluated, data)
 
 
-def batches(config: RunConfig, target: Toy, batch_size: int, name: str) -> Draw:
+def batches(config: RunConfig, target: Network, batch_size: int, name: str, data: Sampler | None = None) -> Draw:
     """Batches of one named stream, a function of (seed, step).
 
     Args:
@@ -88,6 +98,7 @@ def batches(config: RunConfig, target: Toy, batch_size: int, name: str) -> Draw:
         target: the network that reads them.
         batch_size: examples a batch.
         name: ``train``, ``eval`` or ``pretrain``.
+        data: where the batches of a traced target come from.
     """
     match target:
         case TMS() | ResidMLP():
@@ -96,17 +107,23 @@ def batches(config: RunConfig, target: Toy, batch_size: int, name: str) -> Draw:
             return feature_batches(config.data, target.n_features, batch_size, name, low)
         case Induction():
             return sequence_batches(target.wte.shape[0], target.seq_len, batch_size, name)
+        case TracedTarget():
+            return sampled_batches(data, target.batch, batch_size, name)
 
 
-def leading_of(config: RunConfig, target: Toy) -> tuple[int, ...]:
+def leading_of(config: RunConfig, target: Network) -> tuple[int, ...]:
     """Shape of the positions of a training batch: ``(batch,)`` or ``(batch, sequence)``."""
     batch = config.pd.batch_size
+    if isinstance(target, TracedTarget):
+        return target.leading(jax.ShapeDtypeStruct((batch, *target.batch.shape[1:]), target.batch.dtype))
     return (batch, target.seq_len) if isinstance(target, Induction) else (batch,)
 
 
 def _target(config: RunConfig, quiet: bool) -> Toy:
     block = config.target
     assert not isinstance(block, LMTarget), "language models are refused when the run file is read"
+    if isinstance(block, PythonTarget):
+        raise refuse_missing_network(block)
     if isinstance(block, StoredTarget):
         return load_stored(block, config.target_kind)
     draw = batches(config, fresh_target(block), block.pretrain.batch_size, "pretrain")
@@ -196,7 +213,12 @@ class Outcome:
 
 
 def run(
-    config: RunConfig, name: str | None = None, quiet: bool = False, notify: Callable[[str], None] = lambda _: None
+    config: RunConfig,
+    name: str | None = None,
+    quiet: bool = False,
+    notify: Callable[[str], None] = lambda _: None,
+    target: TracedTarget | None = None,
+    data: Sampler | None = None,
 ) -> Outcome:
     """Train a decomposition, or go on with one that was interrupted; a finished one is left as it is.
 
@@ -205,6 +227,8 @@ def run(
         name: of the run file, for the directory's name.
         quiet: no progress bar.
         notify: told in one sentence what is about to happen.
+        target: a traced network, where the run file pins one.
+        data: where its batches come from.
 
     Raises:
         RunError: a directory that can't be written or holds another run.
@@ -212,25 +236,35 @@ def run(
         Stopped: a signal came before there was anything to save.
     """
     with StopSignals() as signals:
-        return _run(config, name, quiet, notify, signals)
+        return _run(config, name, quiet, notify, signals, target, data)
 
 
 def _run(
-    config: RunConfig, name: str | None, quiet: bool, notify: Callable[[str], None], signals: StopSignals
+    config: RunConfig,
+    name: str | None,
+    quiet: bool,
+    notify: Callable[[str], None],
+    signals: StopSignals,
+    traced: TracedTarget | None,
+    data: Sampler | None,
 ) -> Outcome:
     use_compile_cache(config)
     path = run_path(config, name)
     config = config.model_copy(update={"run_id": path.name, "out_dir": str(path.parent)})
     directory = RunDirectory(path)
     if path.exists():
-        target = _reopen(directory, config)
-        experiment = build(config, target)
+        refuse_another_run(directory, config)
+        experiment = build(config, stored_target(directory, config, traced), data=data)
     else:
         refuse_unwritable(path)
-        experiment = build(config, quiet=quiet)
-        directory = create_run_directory(
-            path, dump_run_file(config), _facts(config, path.name), target_bytes(experiment.target)
-        )
+        experiment = build(config, traced, quiet, data)
+        target, facts = experiment.target, _facts(config, path.name)
+        if isinstance(target, TracedTarget):
+            assert traced is not None
+            pinned = facts | {"fingerprint": traced.fingerprint()}
+            directory = create_run_directory(path, dump_run_file(config), pinned, None)
+        else:
+            directory = create_run_directory(path, dump_run_file(config), facts, target_bytes(target))
     with directory.locked():
         if directory.read_facts().get("status") == "finished":
             notify(f"{path} is finished already; give it another run_id to train it again")
@@ -259,13 +293,18 @@ def refuse_another_run(directory: RunDirectory, config: RunConfig) -> None:
         )
 
 
-def _reopen(directory: RunDirectory, config: RunConfig) -> Toy:
-    """The stored target of a run that goes on, once its configuration is known to mean the same."""
-    refuse_another_run(directory, config)
-    return load_target(directory.target)
+def stored_target(directory: RunDirectory, config: RunConfig, traced: TracedTarget | None) -> Network:
+    """The target of a run directory: the one it holds, or the traced one that it pins.
+
+    Raises:
+        RunError: a traced target that is missing or another than the pinned one, or one that is not asked for.
+    """
+    if traced is None and not isinstance(config.target, PythonTarget):
+        return load_target(directory.target)
+    return refuse_another_network(directory, config.target, traced)
 
 
-def _facts(config: RunConfig, run_id: str) -> Mapping[str, object]:
+def _facts(config: RunConfig, run_id: str) -> dict[str, object]:
     return {
         "run_id": run_id,
         "status": "running",

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable  # Any: what jax.checkpoint takes beside
 
 import jax
 from jaxtyping import Array, Float, PyTree, Shaped
@@ -61,7 +62,7 @@ class Seam(Protocol):
         """
         ...
 
-    def recomputed(self, body: Callable[["Seam", PyTree], PyTree], given: PyTree, **how: object) -> PyTree:
+    def recomputed(self, body: Callable[["Seam", PyTree], PyTree], given: PyTree, **how: Any) -> PyTree:
         """``body(seam, given)``, computed again in the backward pass.
 
         Args:
@@ -190,7 +191,7 @@ class Pass:
             ys.append(y)
         return carry, jax.tree.map(lambda *parts: jax.numpy.concatenate(parts), *ys[:: -1 if reverse else 1])
 
-    def recomputed(self, body: Callable[[Seam, PyTree], PyTree], given: PyTree, **how: object) -> PyTree:
+    def recomputed(self, body: Callable[[Seam, PyTree], PyTree], given: PyTree, **how: Any) -> PyTree:
         """As :class:`Seam` says; what is written down leaves as an output, so it is kept."""
 
         def part(
@@ -200,7 +201,8 @@ class Pass:
             out = body(seam, given)
             return out, seam.inputs, seam.outputs, seam.weights
 
-        out, inputs, outputs, weights = jax.checkpoint(part, **how)(given, dict(self.live), self.components)
+        again = partial(jax.checkpoint, **how)(part)
+        out, inputs, outputs, weights = again(given, dict(self.live), self.components)
         self.inputs |= inputs
         self.outputs |= outputs
         self.weights |= weights
@@ -378,7 +380,7 @@ def masked_forward(
 class _Weights(Pass):
     """A pass for the weights alone: layers side by side, so that a stack is the very array that is stored."""
 
-    def recomputed(self, body: Callable[[Seam, PyTree], PyTree], given: PyTree, **how: object) -> PyTree:
+    def recomputed(self, body: Callable[[Seam, PyTree], PyTree], given: PyTree, **how: Any) -> PyTree:
         """In place: there is no backward pass, and weights are to stay the arrays that are stored."""
         return body(self, given)
 

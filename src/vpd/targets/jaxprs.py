@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple  # Any: what JAX leaves untyped in its equations
 
 import jax
 import numpy as np
@@ -37,7 +37,7 @@ class Operation(NamedTuple):
     inputs: tuple[Atom, ...]
     outputs: tuple[Var, ...]
     params: dict[str, object]
-    equation: object
+    equation: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ def trace_program(function: Callable[..., Value], *given: object) -> Traced:
 
 def code_of(found: object) -> Code:
     """A jaxpr, closed or not."""
-    jaxpr = getattr(found, "jaxpr", found)
+    jaxpr: Any = getattr(found, "jaxpr", found)
     consts = zip(jaxpr.constvars, getattr(found, "consts", ()), strict=True)
     operations = [Operation(e.primitive.name, tuple(e.invars), tuple(e.outvars), dict(e.params), e) for e in jaxpr.eqns]
     return Code(tuple(jaxpr.invars), tuple(jaxpr.outvars), tuple(operations), tuple(consts))
@@ -95,11 +95,10 @@ def code_of(found: object) -> Code:
 
 def bind(operation: Operation, values: Sequence[Value]) -> list[Value]:
     """What an equation computes, custom derivatives included."""
-    equation = operation.equation
-    primitive = getattr(equation, "primitive")  # noqa: B009 (the equation's class is JAX's own)
+    primitive = operation.equation.primitive
     found = primitive.get_bind_params(operation.params)
     subfunctions, params = found if isinstance(found, tuple) else ((), found)
-    with getattr(equation, "ctx").manager:  # noqa: B009
+    with operation.equation.ctx.manager:
         out = primitive.bind(*subfunctions, *values, **params)
     return list(out) if primitive.multiple_results else [out]
 
@@ -137,17 +136,19 @@ def holds_code(operation: Operation) -> bool:
 
 def literal(atom: Literal) -> Value:
     """The array that a literal means."""
-    return np.asarray(atom.val, atom.aval.dtype)
+    return np.asarray(atom.val, dtype_of(atom))
 
 
 def shape_of(atom: Atom) -> tuple[int, ...]:
     """Shape of a variable."""
-    return tuple(atom.aval.shape)
+    aval: Any = atom.aval
+    return tuple(aval.shape)
 
 
-def dtype_of(atom: Atom) -> np.dtype:
-    """Type of a variable's entries."""
-    return atom.aval.dtype
+def dtype_of(atom: Atom) -> Any:
+    """Type of a variable's entries: NumPy's, or one of JAX's own, such as a random key's."""
+    aval: Any = atom.aval
+    return aval.dtype
 
 
 def source_line(operation: Operation) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree
 
 from vpd.decomposition import Activation, SiteKind
 from vpd.errors import TraceError
@@ -124,7 +125,7 @@ class TracedTarget(eqx.Module):
         leaves = self._leaves()
         plan = self._plan(batch)
         given = [leaves[path] for path in self.program.paths]
-        return Runner(self.stacks).block(plan.block, seam, [*given, batch])[0]
+        return jnp.asarray(Runner(self.stacks).block(plan.block, seam, [*given, batch])[0])
 
     def divergence(self, clean: Activation, masked: Activation) -> Float[Array, "*leading"]:
         """How far the masked output is from the clean one, per position."""
@@ -353,7 +354,10 @@ def _find_batch_axes(program: Program, plan: Plan, leaves: Sequence[Leaf], batch
         return
     more = Leaf((batch.shape[0] + 1, *batch.shape[1:]), batch.dtype)
     try:
-        other = program.plan(leaves, more)
+        with warnings.catch_warnings():
+            # What it warns of was said of the first example.
+            warnings.simplefilter("ignore")
+            other = program.plan(leaves, more)
     except (TypeError, ValueError, AssertionError):
         # A function for this batch size alone: its axes are taken as they come.
         return
