@@ -14,7 +14,7 @@ from vpd.targets.base import Seam
 from vpd.targets.jaxprs import Atom, Literal, Operation, Value, Var, bind, dtype_of, literal, remat_settings
 from vpd.targets.layers import Layers
 from vpd.targets.plan import AtSite, Block, Inlined, Loop, Pick, Plain, Switch, Use
-from vpd.targets.views import row_places
+from vpd.targets.views import rows_of
 
 Values = list[Value]
 
@@ -199,19 +199,22 @@ def _product(use: Use, seam: Seam, x: Value, weight: Value) -> Value:
 
 def _lookup(use: Use, op: Operation, seam: Seam, indices: Value, weight: Value) -> Value:
     """The rows of a weight at a site, in the axes of the program."""
-    (axis,), columns = use.matrix.rows, use.matrix.columns
-    index, sizes = indices[..., 0], [weight.shape[a] for a in columns]
-    n = weight.shape[axis]
-    square = jnp.transpose(weight, (axis, *columns)).reshape(n, -1)
+    rows = rows_of(op)
+    assert rows is not None
+    axis, columns = rows.axis, use.matrix.columns
+    index, n = indices[..., rows.place], weight.shape[axis]
+    square = jnp.transpose(weight, (axis, *columns)).reshape(use.d_in, use.d_out)
     order = _positions_first(use)
     inside = jnp.clip(index, 0, n - 1)
     y = dense(seam(use.name, jnp.transpose(inside, order), square, kind="embedding"))
-    y = _positions_back(use, y.reshape(*(index.shape[i] for i in order), *sizes))
+    y = _positions_back(use, y.reshape(*(index.shape[i] for i in order), *(weight.shape[a] for a in columns)))
+    if rows.kept:
+        y = jnp.expand_dims(y, index.ndim + axis)
     if "FILL" in str(op.params["mode"]):
         fill = op.params["fill_value"]
         found = jnp.expand_dims((index >= 0) & (index < n), range(index.ndim, y.ndim))
         y = jnp.where(found, y, jnp.asarray(jnp.nan if fill is None else fill, y.dtype))
-    return jnp.moveaxis(y, range(index.ndim, y.ndim), row_places(op)).astype(dtype_of(op.outputs[0]))
+    return jnp.moveaxis(y, range(index.ndim, y.ndim), rows.places).astype(dtype_of(op.outputs[0]))
 
 
 def _positions_first(use: Use) -> list[int]:

@@ -340,6 +340,10 @@ class _Scope:
         assert view is not None
         if view.is_vector:
             raise refusal(view.leaf, op, "has no matrix in it", _ELSE)
+        if op.name in ("add", "sub") and view.leaf not in self.walk.exact and self.moves(op.inputs[1 - side]):
+            # Added to an activation: a bias in the shape of a matrix, as attention heads have.
+            self.walk.vectors.add(view.leaf)
+            return Plain(op)
         if op.name == "dot_general":
             return self._product(op, view, side, views[1 - side])
         if op.name == "gather" and side == 0:

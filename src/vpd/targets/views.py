@@ -169,25 +169,46 @@ def product(operation: Operation, side: int, view: View) -> Matrix | None:
     return Matrix("linear", side, rows, columns, stack, x_contracted, x_leading, x_stack)
 
 
+class Rows(NamedTuple):
+    """How a ``gather`` looks whole rows of a matrix up.
+
+    Attributes:
+        axis: of the weight that is looked up along.
+        place: of the row's number in the last axis of the indices.
+        kept: whether the axis stays, with one entry.
+        places: axes of the output along which a row lies, in the order of the weight's axes.
+    """
+
+    axis: int
+    place: int
+    kept: bool
+    places: tuple[int, ...]
+
+
+def rows_of(operation: Operation) -> Rows | None:
+    """The lookup that a ``gather`` is; None where it takes anything but whole rows, or columns, by one index."""
+    numbers, params = operation.params["dimension_numbers"], operation.params
+    start, collapsed = _attribute(numbers, "start_index_map"), _attribute(numbers, "collapsed_slice_dims")
+    shape, sizes = shape_of(operation.inputs[0]), _numbers(params["slice_sizes"])
+    parts = [i for i, (n, size) in enumerate(zip(shape, sizes, strict=True)) if n != size]
+    # Where a whole axis is taken, its index is moved to 0.
+    clipped = len(start) == 1 or not str(params["mode"]).endswith(("FILL_OR_DROP", "fill"))
+    if len(parts) != 1 or sizes[parts[0]] != 1 or parts[0] not in start or not clipped:
+        return None
+    (axis,) = parts
+    if collapsed not in ((), (axis,)) or _attribute(numbers, "operand_batching_dims"):
+        return None
+    return Rows(axis, start.index(axis), not collapsed, _attribute(numbers, "offset_dims"))
+
+
 def lookup(operation: Operation, view: View) -> Matrix | None:
     """A ``gather`` of whole rows (or columns) of a weight by index; None where it is another gather."""
-    numbers = operation.params["dimension_numbers"]
-    start, collapsed = _attribute(numbers, "start_index_map"), _attribute(numbers, "collapsed_slice_dims")
-    batching = _attribute(numbers, "operand_batching_dims")
-    if len(start) != 1 or start != collapsed or batching or view.axis is not None:
+    rows = rows_of(operation)
+    if rows is None or view.axis is not None:
         return None
-    (axis,) = start
-    sizes = _numbers(operation.params["slice_sizes"])
-    if any(sizes[i] != (1 if i == axis else n) for i, n in enumerate(view.shape)):
-        return None
-    columns = tuple(i for i in range(len(view.shape)) if i != axis)
+    columns = tuple(i for i in range(len(view.shape)) if i != rows.axis)
     leading = tuple(range(len(shape_of(operation.inputs[1])) - 1))
-    return Matrix("embedding", 0, (axis,), columns, None, (), leading, None)
-
-
-def row_places(operation: Operation) -> tuple[int, ...]:
-    """The axes of a lookup's output along which the looked-up rows lie."""
-    return _attribute(operation.params["dimension_numbers"], "offset_dims")
+    return Matrix("embedding", 0, (rows.axis,), columns, None, (), leading, None)
 
 
 def _attribute(numbers: object, name: str) -> tuple[int, ...]:
