@@ -11,8 +11,6 @@ import numpy as np
 from jax.extend.core import Literal, Var
 from jaxtyping import Array, Shaped
 
-from vpd.errors import TraceError
-
 Atom = Var | Literal
 Value = Shaped[Array | np.ndarray, "..."]
 
@@ -151,18 +149,28 @@ def dtype_of(atom: Atom) -> Any:
     return aval.dtype
 
 
-def source_line(operation: Operation) -> str:
-    """Where the user wrote an operation, as ``file.py:12``."""
-    info = getattr(operation.equation, "source_info", None)
-    traceback = getattr(info, "traceback", None)
-    frames = [] if traceback is None else traceback.frames
-    for frame in frames:
+def source_line(operation: Operation, enclosing: Sequence[Operation] = ()) -> str:
+    """Where the user wrote an operation, as ``file.py:12``.
+
+    Args:
+        operation: the one in question.
+        enclosing: the calls it lies in, the outermost first. A call to a library function is what the user wrote.
+    """
+    inside = len(enclosing) > 0 and operation.name not in CALLS
+    found = _user_frame(operation, inside)
+    if found is None and enclosing:
+        return source_line(enclosing[-1], enclosing[:-1])
+    return found or "an unknown line"
+
+
+def _user_frame(operation: Operation, inside: bool) -> str | None:
+    """The innermost frame that is no library's; where asked, only inside the jitted function."""
+    traceback = getattr(getattr(operation.equation, "source_info", None), "traceback", None)
+    for frame in [] if traceback is None else traceback.frames:
         path = Path(frame.file_name)
+        if inside and path.name == "pjit.py":
+            # A function is traced once: what comes further out may be another call of it.
+            return None
         if not {"site-packages", "dist-packages"} & set(path.parts) and path.parent != Path(__file__).parent:
             return f"{path.name}:{frame.line_num}"
-    return "an unknown line"
-
-
-def refusal(leaf: str, operation: Operation, what: str, way_out: str) -> TraceError:
-    """The one shape of a refusal: parameter, operation, source line, reason, way out."""
-    return TraceError(f"{leaf} {what} ({operation.name} at {source_line(operation)}); {way_out}")
+    return None

@@ -3,10 +3,12 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any  # what a block is made of, passed on
 from typing import Literal as Choice
 
 import numpy as np
 
+from vpd.errors import TraceError
 from vpd.targets.jaxprs import (
     CALLS,
     REMATS,
@@ -20,9 +22,9 @@ from vpd.targets.jaxprs import (
     branches,
     called,
     holds_code,
-    refusal,
     scan_parts,
     shape_of,
+    source_line,
 )
 from vpd.targets.numbers import Numbers, Thunk, in_body
 from vpd.targets.views import Matrix, View, follow, lookup, product
@@ -170,6 +172,7 @@ class Walk:
         stacks: likewise.
         vectors: chosen leaves that have no matrix in them.
         passed_over: chosen leaves that are batched, undeclared.
+        enclosing: the calls that the walk is in.
     """
 
     exact: frozenset[str]
@@ -178,6 +181,19 @@ class Walk:
     stacks: list[Stack] = field(default_factory=list)
     vectors: set[str] = field(default_factory=set)
     passed_over: set[str] = field(default_factory=set)
+    enclosing: list[Operation] = field(default_factory=list)
+
+    def refusal(self, leaf: str, operation: Operation, what: str, way_out: str) -> TraceError:
+        """The one shape of a refusal: parameter, reason, operation, source line, way out."""
+        line = source_line(operation, self.enclosing)
+        return TraceError(f"{leaf} {what} ({operation.name} at {line}); {way_out}")
+
+    def within(self, operation: Operation, *given: Any) -> "Block":
+        """As :meth:`block`, for a program that an operation holds."""
+        self.enclosing.append(operation)
+        found = self.block(*given)
+        self.enclosing.pop()
+        return found
 
     def block(
         self,
@@ -260,7 +276,7 @@ class _Scope:
     def _call(self, op: Operation, views: Sequence[View | None]) -> Step:
         code, before = called(op), len(self.walk.uses)
         thunks = [self.numbers.thunk(atom) for atom in op.inputs]
-        block = self.walk.block(code, views, [self.moves(atom) for atom in op.inputs], thunks, self.loop)
+        block = self.walk.within(op, code, views, [self.moves(atom) for atom in op.inputs], thunks, self.loop)
         for out, view in zip(op.outputs, block.views, strict=True):
             if view is not None:
                 self.views[out] = view
@@ -268,7 +284,7 @@ class _Scope:
         if not found and not _picks(block):
             return Plain(op)
         if op.name in RULES and found and not self.walk.inline_rules:
-            raise refusal(
+            raise self.walk.refusal(
                 found[0].leaf,
                 op,
                 "is used inside a function with a derivative rule of its own, which would be lost",
@@ -280,7 +296,7 @@ class _Scope:
         before, given = len(self.walk.uses), op.inputs[1:]
         moving = [self.moves(atom) for atom in given]
         thunks = [self.numbers.thunk(atom) for atom in given]
-        blocks = [self.walk.block(code, views[1:], moving, thunks, self.loop) for code in branches(op)]
+        blocks = [self.walk.within(op, code, views[1:], moving, thunks, self.loop) for code in branches(op)]
         self._refuse_escape(op, [view for block in blocks for view in block.views], "leaves a branch as it is")
         return Switch(op, tuple(blocks)) if self.walk.uses[before:] or any(map(_picks, blocks)) else Plain(op)
 
@@ -303,7 +319,7 @@ class _Scope:
         # What is carried may come to depend on the batch in any iteration.
         moving = [moves or (any(moving) and parts.n_consts <= i < end) for i, moves in enumerate(moving)]
         known = in_body(parts, self.numbers, op.inputs)
-        block = self.walk.block(parts.body, inner, moving, [known.get(v) for v in parts.body.inputs], loop)
+        block = self.walk.within(op, parts.body, inner, moving, [known.get(v) for v in parts.body.inputs], loop)
         self._refuse_escape(op, block.views, "leaves a loop as it is")
         found = self.walk.uses[before:]
         if not found:
@@ -320,7 +336,7 @@ class _Scope:
     def _refuse_escape(self, op: Operation, views: Sequence[View | None], what: str) -> None:
         for view in views:
             if view is not None and self._matters(view):
-                raise refusal(view.leaf, op, what, _ELSE)
+                raise self.walk.refusal(view.leaf, op, what, _ELSE)
 
     def _matters(self, view: View) -> bool:
         """Whether this is to be decomposed; a vector that a wildcard took along is let go."""
@@ -339,7 +355,7 @@ class _Scope:
         side, view = chosen[0], views[chosen[0]]
         assert view is not None
         if view.is_vector:
-            raise refusal(view.leaf, op, "has no matrix in it", _ELSE)
+            raise self.walk.refusal(view.leaf, op, "has no matrix in it", _ELSE)
         if op.name in ("add", "sub") and view.leaf not in self.walk.exact and self.moves(op.inputs[1 - side]):
             # Added to an activation: a bias in the shape of a matrix, as attention heads have.
             self.walk.vectors.add(view.leaf)
@@ -348,39 +364,41 @@ class _Scope:
             return self._product(op, view, side, views[1 - side])
         if op.name == "gather" and side == 0:
             return self._lookup(op, view)
-        raise refusal(view.leaf, op, _why(op), _ELSE)
+        raise self.walk.refusal(view.leaf, op, _why(op), _ELSE)
 
     def _product(self, op: Operation, view: View, side: int, other: View | None) -> Step:
         if other is not None:
-            raise refusal(view.leaf, op, f"is multiplied by another parameter, {other.leaf}", _ELSE)
+            raise self.walk.refusal(view.leaf, op, f"is multiplied by another parameter, {other.leaf}", _ELSE)
         if not self.moves(op.inputs[1 - side]):
-            raise refusal(view.leaf, op, "is multiplied by what does not depend on the batch", _ELSE)
+            raise self.walk.refusal(view.leaf, op, "is multiplied by what does not depend on the batch", _ELSE)
         matrix = product(op, side, view)
         if matrix is None:
             self.walk.passed_over.add(view.leaf)
             warnings.warn(
-                f"{refusal(view.leaf, op, 'is several matrices in one array', 'it is not decomposed')}: say along which"
-                f" axis they lie, for example stack_axes={{{view.leaf!r}: 0}}",
+                f"{self.walk.refusal(view.leaf, op, 'is several matrices in one array', 'it is not decomposed')}: "
+                f"say along which axis they lie, for example stack_axes={{{view.leaf!r}: 0}}",
                 stacklevel=2,
             )
             return Plain(op)
         if view.axis is not None and matrix.stack is None:
-            raise refusal(view.leaf, op, "is summed over the axis declared in stack_axes", "leave it out of stack_axes")
+            raise self.walk.refusal(
+                view.leaf, op, "is summed over the axis declared in stack_axes", "leave it out of stack_axes"
+            )
         return self._site(op, view, matrix)
 
     def _lookup(self, op: Operation, view: View) -> Step:
         matrix = lookup(op, view)
         if matrix is None:
-            raise refusal(view.leaf, op, "is looked up by other than whole rows", _ELSE)
+            raise self.walk.refusal(view.leaf, op, "is looked up by other than whole rows", _ELSE)
         if not self.moves(op.inputs[1]):
-            raise refusal(view.leaf, op, "is looked up by indices that do not depend on the batch", _ELSE)
+            raise self.walk.refusal(view.leaf, op, "is looked up by indices that do not depend on the batch", _ELSE)
         return self._site(op, view, matrix)
 
     def _site(self, op: Operation, view: View, matrix: Matrix) -> AtSite:
         if view.constant:
-            raise refusal(view.leaf, op, "is the same matrix in every iteration of a loop", _ELSE)
+            raise self.walk.refusal(view.leaf, op, "is the same matrix in every iteration of a loop", _ELSE)
         if view.loops > 1 or (view.loops and matrix.stack is not None) or (self.loop is not None and not view.loops):
-            raise refusal(view.leaf, op, "is stacked along more than one axis", _ELSE)
+            raise self.walk.refusal(view.leaf, op, "is stacked along more than one axis", _ELSE)
         stack = self.loop.stack if self.loop is not None and view.loops else None
         if matrix.stack is not None:
             stored = [view.leaf] if view.direct and matrix.stack == 0 else []

@@ -197,7 +197,7 @@ class TracedTarget(eqx.Module):
 def trace(
     forward: Callable[..., PyTree],
     params: PyTree,
-    example: Batch | np.ndarray,
+    example: PyTree,
     sites: Mapping[str, int],
     divergence: Divergence = kl,
     *,
