@@ -70,6 +70,10 @@ def test_weights_are_those_of_the_parameters(case: Case) -> None:
 
 @pytest.mark.parametrize("cut_at", [None, 1])
 def test_masks_that_are_constant_over_positions_are_another_weight(case: Case, cut_at: int | None) -> None:
+    compare_with_another_weight(case, cut_at)
+
+
+def compare_with_another_weight(case: Case, cut_at: int | None = None) -> None:
     """``((x V) ∘ m) U + δ x Δ = x W'`` with ``W' = δ W + V diag(m − δ) U``, in values and gradients."""
     target = case.target()
     sites = sites_of(target, cut_at)

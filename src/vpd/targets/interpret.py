@@ -58,6 +58,7 @@ class Runner:
             value = raw(atom)
             return value.whole() if isinstance(value, Stored) else value
 
+        out: Sequence[Value | Stored]
         for step in block.steps:
             op = step.operation
             match step:
@@ -96,7 +97,7 @@ class Runner:
             taken.append(value)
         return taken
 
-    def _loop(self, step: Loop, seam: Seam, given: list[Value | Stored]) -> Values:
+    def _loop(self, step: Loop, seam: Seam, given: list[Value | Stored]) -> list[Value | Stored]:
         parts, block = step.parts, step.block
         consts, end = list(given[: parts.n_consts]), parts.n_consts + parts.n_carry
         layered = [*step.picked, *range(end, len(given))]
@@ -107,10 +108,12 @@ class Runner:
         def body(seam: Seam, carry: Values, layer: Sequence[Value]) -> tuple[Values, Values]:
             n = len(step.picked)
             out = self.block(block, seam, [*consts, *carry, *layer[n:]], layer[:n])
-            return out[: parts.n_carry], out[parts.n_carry :]
+            return out[: parts.n_carry], [y for k, y in enumerate(out[parts.n_carry :]) if k not in step.returned]
 
-        carry, ys = seam.scan(layers, body, carried, parts.reverse)
-        return [*carry, *ys]
+        carry, made = seam.scan(layers, body, carried, parts.reverse)
+        made = iter(made)
+        n_ys = len(block.code.outputs) - parts.n_carry
+        return [*carry, *(given[step.returned[k]] if k in step.returned else next(made) for k in range(n_ys))]
 
     def _layers(self, step: Loop, layered: Sequence[tuple[int, Value | Stored]]) -> Layers:
         """What is scanned over, in the runs of the stored layers; the rest rides along."""

@@ -121,6 +121,7 @@ class Loop:
         stack: the layers.
         stored: of its inputs, those that are a parameter as it is stored: ``{input: path}``.
         picked: of its inputs, constants from which the body takes one layer at a time.
+        returned: outputs of the body, after what it carries, that are an input as it came: ``{output: input}``.
     """
 
     operation: Operation
@@ -129,6 +130,7 @@ class Loop:
     stack: Stack
     stored: dict[int, str]
     picked: tuple[int, ...]
+    returned: dict[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,7 +322,16 @@ class _Scope:
         moving = [moves or (any(moving) and parts.n_consts <= i < end) for i, moves in enumerate(moving)]
         known = in_body(parts, self.numbers, op.inputs)
         block = self.walk.within(op, parts.body, inner, moving, [known.get(v) for v in parts.body.inputs], loop)
-        self._refuse_escape(op, block.views, "leaves a loop as it is")
+        # Some libraries hand every layer's parameters back.
+        entered = {id(view): i for i, view in enumerate(inner) if view is not None and i >= end}
+        ys = block.views[parts.n_carry :]
+        returned = {k: entered[id(view)] for k, view in enumerate(ys) if id(view) in entered}
+        others = [view for k, view in enumerate(ys) if k not in returned]
+        self._refuse_escape(op, [*block.views[: parts.n_carry], *others], "leaves a loop as it is")
+        for k, i in returned.items():
+            outer = views[i]
+            assert outer is not None
+            self.views[op.outputs[parts.n_carry + k]] = outer
         found = self.walk.uses[before:]
         if not found:
             return Plain(op)
@@ -331,7 +342,7 @@ class _Scope:
         stored = {i: v.leaf for i, v in entering.items() if v.direct and v.chosen and v.leaf in used}
         stack.stored = list(dict.fromkeys(stored.values()))
         self.walk.stacks.append(stack)
-        return Loop(op, parts, block, stack, stored, tuple(loop.picked))
+        return Loop(op, parts, block, stack, stored, tuple(loop.picked), returned)
 
     def _refuse_escape(self, op: Operation, views: Sequence[View | None], what: str) -> None:
         for view in views:
