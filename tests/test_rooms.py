@@ -12,6 +12,7 @@ ROOMS = (
     "signals",
     "rotary",
     "run_directory",
+    "cache",
     "decomposition",
     "config",
     "importance",
@@ -66,7 +67,7 @@ def test_mathematics_knows_no_files() -> None:
     doors = {"build.py", "traced_build.py", "weights.py"}
     for name in ("decomposition", "importance", "objective", "targets"):
         for path in sorted((SRC / name).rglob("*.py")):
-            if path.name in doors:
+            if path.name in doors or path.parent.name == "checkpoint":
                 continue
             assert not imported_rooms(path) & {"config", "run_directory"}, path
             calls = {

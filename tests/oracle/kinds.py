@@ -122,6 +122,9 @@ def flatten_mlp(mlp: SiteMLP, prefix: str) -> dict:
 def transformer(case: Case, sites: tuple[Site, ...]) -> TransformerCI:
     """The recorded transformer: blocks stacked, in a stack of one network."""
     c = case.config
+    if "pd" in c:
+        size = c["pd"]["ci_config"]["simple_transformer_ci_cfg"]
+        c = size | size["attn_config"]
 
     def block(prefix: str) -> Block:
         hidden = tuple(_affine(case, f"{prefix}/mlp_hidden{j}") for j in range(len(c["mlp_hidden_dim"])))

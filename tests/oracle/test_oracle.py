@@ -17,15 +17,19 @@ from kinds import (
     sigmoid,
     site_forward,
 )
+from language import ce_kl_eval, lm_forward, lm_trajectory
 from trajectory import tms_trajectory
 
 KINDS: dict[str, Callable[[Case], dict]] = {
     "adam_sources": adam_sources,
     "ci_fn": ci_fn,
     "ci_l0": ci_l0,
+    "ce_kl_eval": ce_kl_eval,
     "faithfulness": faithfulness,
     "identity_ci_error": identity_ci_error,
     "importance_minimality": importance_minimality,
+    "lm_forward": lm_forward,
+    "lm_trajectory": lm_trajectory,
     "pgd": pgd,
     "schedule": schedule,
     "sigmoid": sigmoid,

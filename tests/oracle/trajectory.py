@@ -58,7 +58,7 @@ def tms_trajectory(case: Case) -> dict:
     state, T = _state(case, problem, len(c["pd"]["ci_config"]["hidden_dims"])), problem.steps
 
     def recorded(routing, _key, sites, _leading):
-        return {s: None if isinstance(routing, AllRouting) else routes[s] for s in sites}
+        return {s.name: None if isinstance(routing, AllRouting) else routes[s.name] for s in sites}
 
     routes: dict = {}
 

@@ -157,10 +157,10 @@ def by_site(ci_fn: Any, sites: list[str]) -> dict[str, Any]:
         case LayerwiseMLP():
             return {site: ci_fn.sites[site] for site in sites}
         case GlobalMLP():
-            return split_sites(np.asarray(ci_fn.mlp.out.b), ci_fn.sites)
+            return split_sites(ci_fn.mlp.out.b, ci_fn.sites)
         case TransformerCI():
             parts = zip(ci_fn.networks.head.b, chunk_widths(ci_fn.sites, ci_fn.per_chunk), strict=True)
-            return split_sites(np.concatenate([b[:C] for b, (_, C) in parts]), ci_fn.sites)
+            return split_sites(jnp.concatenate([b[:C] for b, (_, C) in parts]), ci_fn.sites)
         case _:
             raise AssertionError(f"say where {type(ci_fn).__name__} has the parts of a site")
 

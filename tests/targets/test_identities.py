@@ -115,7 +115,9 @@ def test_what_a_masked_identity_computes(name: str) -> None:
     x = np.asarray(dense(inputs[identity]), np.float64)
     m, d = uniform(*x.shape[:-1], 3), uniform(*x.shape[:-1], key=1)
     routed = jnp.asarray(np.random.default_rng(1).uniform(size=x.shape[:-1]) < 0.5)
-    _, outputs = jit(masked_site_outputs)(target, components, batch, {identity: SiteMask(m, d, routed)})
+    beside = SiteMask(jnp.zeros(components[matrix].V.shape[1]), None, jnp.zeros_like(routed))  # live, routed nowhere
+    masks = {identity: SiteMask(m, d, routed), matrix: beside}
+    _, outputs = jit(masked_site_outputs)(target, components, batch, masks)
     V, U = (np.asarray(a, np.float64) for a in (components[identity].V, components[identity].U))
     want = ((x @ V) * np.asarray(m)) @ U + np.asarray(d)[..., None] * (x - x @ V @ U)
     want = np.where(np.asarray(routed)[..., None], want, x)

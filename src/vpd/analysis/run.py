@@ -16,7 +16,7 @@ from vpd.data.build import Sampler
 from vpd.decomposition import Components, SiteMask
 from vpd.errors import RunError
 from vpd.evaluation.accumulate import in_order
-from vpd.experiment import Experiment, build, state_template, stored_target
+from vpd.experiment import Experiment, build, reopened_target, state_template
 from vpd.run_directory import RunDirectory
 from vpd.targets import Target, clean_forward, masked_forward
 from vpd.targets.traced import TracedTarget
@@ -162,7 +162,7 @@ def open_run(
     directory = RunDirectory(Path(path))
     facts = directory.read_facts()
     config = read_run_file(directory.config).config
-    network = stored_target(directory, config, target)
+    network = reopened_target(directory, config, target)
     if not directory.checkpoints.is_dir():
         raise RunError(_nothing_saved(directory))
     checkpoints = Checkpoints(directory.checkpoints, writable=False)

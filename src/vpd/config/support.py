@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vpd.config.block import refusal, show
 from vpd.config.run import RunConfig
-from vpd.config.targets import StoredTarget, TargetKind
+from vpd.config.targets import StoredTarget
 from vpd.config.values import is_block, is_list
 
 _ACCOUNT_BOUND = re.compile(
@@ -29,29 +29,15 @@ class Gap:
         return value is not None if self.values is None else value in self.values
 
 
-_TARGETS: dict[TargetKind, str] = {
-    "lm": "a language-model target",
-}
-_ATTENTION = ("CIMaskedAttnPatternsReconLoss", "StochasticAttnPatternsReconLoss")
-_TOY_ONLY = "use a toy: a TMS, a ResidMLP, or kind: induction"
-
 GAPS: tuple[Gap, ...] = (
     Gap("runtime.mesh", "a device mesh", "write mesh: null"),
     Gap("runtime.placement", "sharding parameters", "write placement: ddp", ("zero", "fsdp")),
-    Gap("runtime.remat", "rematerialising blocks", "write remat: none", ("block",)),
     Gap(
-        "runtime.reuse_prefix",
-        "running without the shared prefix",
-        "write reuse_prefix: true",
-        (False,),
+        "target.activation_checkpointing",
+        "rematerialising the target alone",
+        "write runtime.remat: block, which does it layer by layer",
+        (True,),
     ),
-    Gap(
-        "eval.metrics[].type",
-        "an attention-pattern metric",
-        "remove the metric",
-        _ATTENTION,
-    ),
-    Gap("eval.metrics[].type", "CEandKLLosses", "remove the metric", ("CEandKLLosses",)),
     Gap(
         "logging.tensorboard",
         "TensorBoard logging",
@@ -92,9 +78,6 @@ def _shown(value: object) -> str:
 
 
 def _check_target(config: RunConfig) -> None:
-    kind = config.target_kind
-    if kind in _TARGETS:
-        raise refusal("target", f"{_TARGETS[kind]} is not built in this version", _TOY_ONLY)
     if isinstance(config.target, StoredTarget):
         _check_stored(config.target.run_path)
 

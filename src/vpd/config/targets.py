@@ -244,29 +244,29 @@ class TokenData(Block):
     tag: ClassVar[Literal["text"]] = "text"
 
     dataset_name: Text
-    """Name of the data set, or a local directory."""
+    """A folder that `vpd prepare-data` made, or text: files, `package:NAME`, a name on the hub ([how](data.md))."""
     data_files: Annotated[Text | tuple[Text, ...], Words("a file pattern or a list of them", "*.parquet")] | None = None
-    """Files of the data set to use."""
+    """Files of a folder or of a data set of the hub; all of them by default. No effect on a prepared folder."""
     revision: Text | None = None
-    """Revision of the data set."""
+    """Revision of a data set of the hub."""
     tokenizer_name: Text
-    """Tokenizer on the hub, or a local file."""
+    """A `tokenizer.json`, a GGUF file, `package:NAME`, or a name on the hub; a prepared folder's own."""
     column_name: Text = "text"
-    """Column with the text or the token numbers."""
+    """Column of parquet files and of the hub, with the text or the token ids."""
     max_seq_len: Count = 512
-    """Sequence length."""
+    """Tokens a sequence; a prepared folder must have rows of this length."""
     train_split: Text = "train"
-    """Split to train on."""
+    """Split to train on; text that has no splits of its own is split by document."""
     eval_split: Text = "test"
-    """Split to evaluate on."""
+    """Split to evaluate on; the name of the training split makes one split for both."""
     is_tokenized: Flag = False
-    """Whether the column holds token numbers."""
+    """Whether the column holds token ids; each list of them is cut by itself."""
     streaming: Flag = False
-    """Whether the data set is streamed."""
+    """Whether a data set of the hub is prepared without keeping its files. No effect on local data."""
     buffer_size: Count = 1000
-    """Shuffle buffer when streaming."""
+    """No effect: rows are shuffled over the whole split. Stored files have it."""
     shuffle_each_epoch: Flag = True
-    """Whether each epoch has its own order."""
+    """Whether each epoch has its own order; the first one's is repeated otherwise."""
 
 
 _TARGETS = (TMSTarget, ResidMLPTarget, StoredTarget, InductionTarget, PythonTarget, LMTarget)

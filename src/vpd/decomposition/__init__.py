@@ -3,6 +3,7 @@
 from vpd.decomposition.components import Components, ComponentSet, init_components
 from vpd.decomposition.factored import Activation, Factored, dense
 from vpd.decomposition.masks import Interpolated, Mask, SiteMask, interpolate, source_shape, spread
+from vpd.decomposition.products import trained_product
 from vpd.decomposition.routing import AllRouting, Routing, StaticProbability, UniformKSubset, draw_routing
 from vpd.decomposition.site import masked_site, site_delta, site_frozen, site_inner
 from vpd.decomposition.stacks import (
@@ -45,5 +46,6 @@ __all__ = [
     "site_numbers",
     "source_shape",
     "spread",
+    "trained_product",
     "unstacked",
 ]

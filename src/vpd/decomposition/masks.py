@@ -38,8 +38,9 @@ def interpolate(
         routing: where the masked components are used.
     """
     C = ci.shape[-1]
-    component = source[..., :C]
-    delta = source[..., C] if source.shape[-1] == C + 1 else None
+    # A split, not slices, whose gradient would be a sum of padded arrays.
+    component, *rest = jnp.split(source, [C], axis=-1) if source.shape[-1] == C + 1 else (source,)
+    delta = rest[0][..., 0] if rest else None
     return SiteMask(component=ci + (1 - ci) * component, delta=delta, routing=routing)
 
 

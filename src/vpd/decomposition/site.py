@@ -1,11 +1,13 @@
 """The masked site: what one decomposed matrix computes (method.md §2)."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vpd.decomposition.components import Components
 from vpd.decomposition.factored import Activation, Factored, SiteInput, dense, plus, scaled, selected
 from vpd.decomposition.masks import Mask, SiteMask
+from vpd.decomposition.products import trained_product
 from vpd.decomposition.stacks import SiteKind
 
 
@@ -36,7 +38,7 @@ def site_inner(x: SiteInput, components: Components, kind: SiteKind = "linear") 
     if kind == "embedding":
         assert not isinstance(x, Factored)
         return components.V[x]
-    return x @ components.V
+    return x @ components.V if isinstance(x, Factored) else trained_product(x, components.V)
 
 
 def site_delta(weight: Float[Array, "*stack d_in d_out"], components: Components) -> Float[Array, "*stack d_in d_out"]:
@@ -67,29 +69,40 @@ def masked_site(
         kind: what the frozen weight does.
         factored: leave the output as the sum of products that it is.
     """
-    mask = mask if isinstance(mask, SiteMask) else mask.made()
     if kind == "identity":
         x = dense(x)
     factored = factored and kind == "linear"
     inner = site_inner(x, components, kind)
-    if mask.delta is None:
-        y = product(inner * mask.component, components.U, factored)
-        if mask.routing is not None:
-            y = selected(mask.routing, y, site_frozen(x, weight, kind, factored))
+    if factored:
+        y, delta = Factored(((kept(inner, mask), components.U),)), made(mask).delta
     else:
+        y, delta = _masked_product(inner, mask, components.U)
+    if delta is not None or mask.routing is not None:
         frozen = site_frozen(x, weight, kind, factored)
-        delta = mask.delta[..., None]
-        y = plus(scaled(frozen, delta), product(inner * (mask.component - delta), components.U, factored))
-        if mask.routing is not None:
-            y = selected(mask.routing, y, frozen)
+        y = y if delta is None else plus(scaled(frozen, delta[..., None]), y)
+        y = y if mask.routing is None else selected(mask.routing, y, frozen)
     return y if bias is None else with_bias(y, bias)
 
 
-def product(
-    coefficients: Float[Array, "*leading C"], basis: Float[Array, "C d_out"], factored: bool = False
-) -> Activation:
-    """``coefficients @ basis``, formed or not."""
-    return Factored(((coefficients, basis),)) if factored else coefficients @ basis
+def made(mask: Mask) -> SiteMask:
+    """The mask itself, whatever it is known as."""
+    return mask if isinstance(mask, SiteMask) else mask.made()
+
+
+def kept(inner: Float[Array, "*leading C"], mask: Mask) -> Float[Array, "*leading C"]:
+    """``inner ∘ (m − δ)``, or ``inner ∘ m`` without a delta."""
+    mask = made(mask)
+    weights = mask.component if mask.delta is None else mask.component - mask.delta[..., None]
+    return inner * weights
+
+
+# Masks are among the largest arrays of a step: the backward pass makes them again from what they are made of.
+@jax.checkpoint
+def _masked_product(
+    inner: Float[Array, "*leading C"], mask: Mask, U: Float[Array, "C d_out"]
+) -> tuple[Float[Array, "*leading d_out"], Float[Array, "..."] | None]:
+    """``kept @ U``, and the delta mask."""
+    return trained_product(kept(inner, mask), U), made(mask).delta
 
 
 def with_bias(y: Activation, bias: Float[Array, " d_out"]) -> Activation:

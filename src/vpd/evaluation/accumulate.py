@@ -10,13 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from vpd.data.feed import Batches, Given, in_program
 from vpd.decomposition import Site, unstacked
+from vpd.evaluation.attention_patterns import AttentionMetric, attention_divergence
+from vpd.evaluation.maskings import MaskedLosses, masked_losses
 from vpd.objective import AdversaryState, Minimality, ReconTerm, Scene, faithfulness_loss
 from vpd.objective.recon import hidden_act_errors, recon_forwards, recon_parts, site_masks
 from vpd.randomness import Seed, stream
 from vpd.targets import Target, frozen_weights, masked_site_outputs, recorded_forward
 from vpd.training.state import Decomposition
-from vpd.training.step import Draw, Problem, cast_compute, importances, leading_shape
+from vpd.training.step import Problem, cast_compute, importances, leading_shape
 
 Value = TypeVar("Value")
 
@@ -37,6 +40,8 @@ class Pass:
         minimality: sparsity losses by key.
         thresholds: lower CI above one of these counts as active.
         histogram_batches: batches that enter the histograms.
+        language: CEandKLLosses by key, each with its rounding threshold.
+        attention: attention-pattern divergences by key.
     """
 
     recon: tuple[tuple[str, ReconTerm], ...] = ()
@@ -44,6 +49,8 @@ class Pass:
     minimality: tuple[tuple[str, Minimality], ...] = ()
     thresholds: tuple[float, ...] = (0.0,)
     histogram_batches: int = 0
+    language: tuple[tuple[str, float], ...] = ()
+    attention: tuple[tuple[str, AttentionMetric], ...] = ()
 
 
 class Sums(eqx.Module):
@@ -59,6 +66,8 @@ class Sums(eqx.Module):
         active: ``{site: [thresholds, C]}``, positions in which a subcomponent is above each threshold.
         ci: ``{site: [C]}``, summed lower CI.
         histogram: ``{site: [bins]}`` of lower CI over [0, 1].
+        language: masked losses by key, weighted by positions.
+        attention: divergence of attention patterns by key and layer, likewise.
     """
 
     positions: Count
@@ -70,6 +79,8 @@ class Sums(eqx.Module):
     active: Mapping[str, Counts]
     ci: Mapping[str, Counts]
     histogram: Mapping[str, Counts]
+    language: Mapping[str, MaskedLosses] = eqx.field(default_factory=dict)
+    attention: Mapping[str, Mapping[str, Count]] = eqx.field(default_factory=dict)
 
 
 def in_order(by_site: Mapping[str, Value], sites: Iterable[str]) -> dict[str, Value]:
@@ -141,6 +152,20 @@ def batch_sums(
     for key, term in what.hidden_acts:
         errors[key], elements[key] = _hidden(term, scene, ci.lower, stream(seed, f"eval/{key}", index))
 
+    def weighted(losses: MaskedLosses) -> MaskedLosses:
+        return jax.tree.map(lambda x: x.astype(jnp.float32) * positions, losses)
+
+    language = {
+        key: weighted(masked_losses(scene, ci.lower, stream(seed, f"eval/{key}", index), threshold))
+        for key, threshold in what.language
+    }
+    attention = {
+        key: {
+            layer: x * positions
+            for layer, x in attention_divergence(metric, scene, ci.lower, stream(seed, f"eval/{key}", index)).items()
+        }
+        for key, metric in what.attention
+    }
     thresholds = jnp.asarray(what.thresholds)
     axes = {site.name: len(site.stack) for site in problem.sites}
     lower = {s.name: ci.lower[s.name].astype(jnp.float32).reshape(*s.stack, positions, s.C) for s in problem.sites}
@@ -154,6 +179,8 @@ def batch_sums(
         active={s: _active(z, thresholds) for s, z in lower.items()},
         ci={s: jnp.sum(z, axis=-2) for s, z in lower.items()},
         histogram={s: _histograms(z, in_histogram) for s, z in lower.items()} if what.histogram_batches else {},
+        language=language,
+        attention=attention,
     )
 
 
@@ -196,7 +223,7 @@ def _histogram(ci: Float[Array, "positions C"], counted: Array) -> Float[Array, 
 def accumulate(
     what: Pass,
     problem: Problem,
-    draw: Draw,
+    batches: Batches,
     target: Target,
     decomposition: Decomposition,
     adversaries: dict[str, AdversaryState],
@@ -204,8 +231,10 @@ def accumulate(
     first: Int[Array, ""],
     n: Int[Array, ""],
     seed: Seed,
+    given: Given = None,
 ) -> tuple[Sums, Float[Array, ""]]:
     """Sums over batches ``first … first + n − 1`` of the evaluation stream, and the faithfulness loss."""
+    draw = in_program(batches, given, first)
 
     def one(i: Int[Array, ""]) -> Sums:
         index = first + i

@@ -14,10 +14,14 @@ from vpd.config.losses import FreshAdversary
 from vpd.config.losses import Term as Trainable
 from vpd.config.metrics import AnyMetric
 from vpd.config.run import RunConfig
+from vpd.data.feed import Batches, given_from
 from vpd.decomposition import members_in_order
 from vpd.evaluation.accumulate import Pass, Sums, accumulate, in_order, sums_in_order
+from vpd.evaluation.attention_patterns import AttentionMetric, check_attention
 from vpd.evaluation.induction import Found, InductionProbe
 from vpd.evaluation.l0 import group_sites
+from vpd.evaluation.language import language_verdict
+from vpd.evaluation.maskings import as_metrics
 from vpd.evaluation.toy import (
     FeatureToy,
     Metrics,
@@ -31,9 +35,9 @@ from vpd.evaluation.toy import (
 from vpd.objective import AdversaryState, Faithfulness, Minimality, Persistent, ReconTerm
 from vpd.objective.build import recon_term, term_from
 from vpd.objective.total import HIDDEN, Term
-from vpd.targets import TMS, Induction, ResidMLP, Target
+from vpd.targets import TMS, Induction, LanguageModel, ResidMLP, Target
 from vpd.training.state import Decomposition
-from vpd.training.step import Draw, Problem, lower_importances
+from vpd.training.step import Problem, lower_importances
 
 ALIVE_MEAN_CI = 1e-6
 
@@ -68,7 +72,7 @@ class Suite:
     """The evaluation of one run: compiled once, called at every pass."""
 
     def __init__(
-        self, config: RunConfig, problem: Problem, target: Target, draw: Draw, adversaries: bool = True
+        self, config: RunConfig, problem: Problem, target: Target, batches: Batches, adversaries: bool = True
     ) -> None:
         """Turn the metrics into one accumulating program.
 
@@ -76,7 +80,7 @@ class Suite:
             config: with an ``eval`` block.
             problem: the static part of the run.
             target: the frozen network.
-            draw: evaluation batch of (seed, index).
+            batches: evaluation batch of (seed, index).
             adversaries: False where only the decomposition was loaded; persistent terms are then left out.
         """
         assert config.eval is not None
@@ -84,9 +88,12 @@ class Suite:
         sites = tuple(name for _, _, name in members_in_order(problem.sites))
         self._terms = {key: t for key, t in _terms(config, problem).items() if adversaries or not _persistent(t)}
         self.what = _pass(self._terms, config.eval.metrics)
-        self._run = jax.jit(partial(accumulate, self.what, problem, draw))
+        for key, metric in self.what.attention:
+            assert isinstance(target, LanguageModel)
+            check_attention(f"eval.metrics {key}", metric, target)
+        self._run = jax.jit(partial(accumulate, self.what, problem, batches))
         self._sites = sites
-        self._draw = jax.jit(draw)
+        self._batches = batches
         self._probe = jax.jit(partial(lower_importances, problem))
         self._induction = InductionProbe(problem, target) if isinstance(target, Induction) else None
 
@@ -104,14 +111,18 @@ class Suite:
         first = -(-step // self._eval.every) * n
         numbers = (jnp.asarray(v, jnp.int32) for v in (step, first, n))
         seed = jnp.asarray(self._config.pd.seed, jnp.uint32)
-        sums, faithfulness = jax.device_get(self._run(self._target, decomposition, dict(adversaries), *numbers, seed))
+        given = given_from(self._batches, first, n)
+        device = self._run(self._target, decomposition, dict(adversaries), *numbers, seed, given)
+        sums, faithfulness = jax.device_get(device)
         sums = sums_in_order(sums, self._problem.sites)
         found = Evaluation(step, self._scalars(sums, float(faithfulness), step), [], sums)
         if isinstance(self._target, TMS | ResidMLP):
             self._judge(found, self._target, decomposition)
+        if isinstance(self._target, LanguageModel):
+            found.verdict += language_verdict(found.metrics, self._eval.metrics)
         if self._induction is not None:
             found.induction = self._induction.evaluate(
-                decomposition, lambda i: self._draw(seed, jnp.asarray(first + i, jnp.int32)), n
+                decomposition, lambda i: self._batches(seed, jnp.asarray(first + i, jnp.int32)), n
             )
             found.metrics |= found.induction.metrics
             found.verdict += found.induction.verdict
@@ -156,6 +167,13 @@ class Suite:
                     i = self.what.thresholds.index(metric.ci_alive_threshold)
                     firing = {s: int(np.sum(sums.active[s][i] > 0)) for s in self._sites}
                     metrics |= {f"{metric.key}/{s}/firing": n for s, n in firing.items()}
+                case named.CEandKLLosses():
+                    losses = jax.tree.map(lambda x: x / N, sums.language[metric.key])
+                    metrics |= as_metrics(metric.key, losses)
+                case named.AttnPatterns():
+                    layers = {layer: float(x) / N for layer, x in sums.attention[metric.key].items()}
+                    metrics |= {f"{metric.key}/{layer}": x for layer, x in layers.items()}
+                    metrics[metric.key] = sum(layers.values()) / max(1, len(layers))
                 case _:
                     pass
         return metrics
@@ -199,7 +217,18 @@ def _pass(terms: Mapping[str, Term], metrics: Sequence[AnyMetric]) -> Pass:
         minimality=tuple((key, term) for key, term in terms.items() if isinstance(term, Minimality)),
         thresholds=tuple(sorted(thresholds | {0.0})),
         histogram_batches=max(histograms, default=0),
+        language=tuple((m.key, m.rounding_threshold) for m in metrics if isinstance(m, named.CEandKLLosses)),
+        attention=tuple((m.key, attention_metric(m)) for m in metrics if isinstance(m, named.AttnPatterns)),
     )
+
+
+def attention_metric(metric: named.AttnPatterns) -> AttentionMetric:
+    """Where a metric finds queries and keys, and how it masks."""
+    fused = metric.c_attn_path is not None
+    queries, keys = (metric.c_attn_path, None) if fused else (metric.q_proj_path, metric.k_proj_path)
+    assert queries is not None
+    masking = "ci_masked" if isinstance(metric, named.CIMaskedAttnPatternsReconLoss) else "stoch_masked"
+    return AttentionMetric(queries, keys, metric.n_heads, masking)
 
 
 def _persistent(term: Term) -> bool:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Literal, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -14,17 +15,21 @@ from vpd.decomposition import (
     Activation,
     Components,
     ComponentSet,
+    Factored,
     Site,
     dense,
     for_each,
     site_groups,
     site_inner,
     site_numbers,
+    trained_product,
 )
-from vpd.importance.gates import gates
+from vpd.importance.gates import gates, gelu_and_slope
 
 LayerwiseType = Literal["mlp", "vector_mlp", "shared_mlp"]
 SiteInputs = Mapping[str, Activation]
+# A stack of so few layers is taken apart and put together layer by layer.
+UNROLLED = 4
 
 
 @runtime_checkable
@@ -59,9 +64,18 @@ def init_layers(key: Key[Array, ""], stack: Sequence[int], widths: Sequence[int]
     return hidden, init_affine(keys[-1], (*stack, *widths[-2:]), 1.0)
 
 
+@jax.custom_vjp
 def erf_gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """The exact GELU, ``x Φ(x)``."""
-    return jax.nn.gelu(x, approximate=False)
+    """The exact GELU, ``x Φ(x)``; its slope comes with it from the same exponential."""
+    return _gelu(x)[0]
+
+
+def _gelu(x: Float[Array, "*any"]) -> tuple[Float[Array, "*any"], Float[Array, "*any"]]:
+    value, slope = gelu_and_slope(x.astype(jnp.float32))
+    return value.astype(x.dtype), slope.astype(x.dtype)
+
+
+erf_gelu.defvjp(_gelu, lambda slope, g: (g * slope,))
 
 
 class SiteMLP(eqx.Module):
@@ -100,8 +114,13 @@ def _vector(mlp: SiteMLP, x: Float[Array, "*leading d_in"]) -> Float[Array, "*le
 def site_mlp(mlp: SiteMLP, x: Activation) -> Float[Array, "..."]:
     """One MLP whose last layer splits per subcomponent."""
     for layer in mlp.hidden:
-        x = erf_gelu(x @ layer.W + layer.b)
-    return x @ mlp.out.W + mlp.out.b
+        x = erf_gelu(affine(layer, x))
+    return affine(mlp.out, x)
+
+
+def affine(layer: Affine, x: Activation) -> Float[Array, "..."]:
+    """``x @ W + b``."""
+    return (x @ layer.W if isinstance(x, Factored) else trained_product(x, layer.W)) + layer.b
 
 
 class LayerwiseMLP(eqx.Module):
@@ -167,16 +186,24 @@ def joined_sites(x: Mapping[str, Float[Array, "..."]], sites: Sequence[Site]) ->
 def split_sites(z: Float[Array, "*leading out"], sites: Sequence[Site]) -> dict[str, Array]:
     """The last axis cut into the sites' subcomponents, matrix by matrix in numeric layer order; the rest is padding."""
     found: dict[str, Array] = {}
-    end = 0
-    for group in site_groups(sites):
-        width, depth = sum(site.C for site in group), group[0].depth
-        together, end = z[..., end : end + width * depth], end + width * depth
-        if group[0].span is not None:
-            together = jnp.moveaxis(together.reshape(*z.shape[:-1], depth, width), -2, 0)
-        at = 0
-        for site in group:
-            found[site.name], at = together[..., at : at + site.C], at + site.C
+    groups = site_groups(sites)
+    widths = [group[0].depth * sum(site.C for site in group) for group in groups]
+    parts = jnp.split(z, list(accumulate(widths)), axis=-1)
+    for group, part in zip(groups, parts[:-1], strict=True):
+        found |= _split_group(part, group)
     return found
+
+
+def _split_group(z: Float[Array, "*leading out"], group: Sequence[Site]) -> dict[str, Array]:
+    """The parts of the sites of one group; a split, not slices, whose gradient would be sums of padded arrays."""
+    ends, depth = list(accumulate(site.C for site in group)), group[0].depth
+    if group[0].span is None:
+        return {group[0].name: z}
+    if depth <= UNROLLED:
+        singles = [jnp.split(layer, ends[:-1], axis=-1) for layer in jnp.split(z, depth, axis=-1)]
+        return {site.name: jnp.stack([layer[i] for layer in singles]) for i, site in enumerate(group)}
+    stack = jnp.moveaxis(z.reshape(*z.shape[:-1], depth, ends[-1]), -2, 0)
+    return {site.name: part for site, part in zip(group, jnp.split(stack, ends[:-1], axis=-1), strict=True)}
 
 
 def lookups_of(sites: Sequence[Site]) -> frozenset[str]:

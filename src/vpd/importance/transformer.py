@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vpd.decomposition import ComponentSet, Site, members_in_order
+from vpd.decomposition import ComponentSet, Site, members_in_order, trained_product
 from vpd.importance.mlp import (
+    UNROLLED,
     Affine,
     SiteInputs,
     SiteMLP,
+    affine,
     init_affine,
     init_layers,
     input_width,
@@ -83,14 +85,17 @@ class Transformer(eqx.Module):
             h = h + self._attention(parameters, rms_norm(h))
             return h + site_mlp(parameters.mlp, rms_norm(h)), None
 
-        h, _ = jax.lax.scan(block, x @ self.embed.W + self.embed.b, self.blocks)
-        return h @ self.head.W + self.head.b
+        n_blocks = self.blocks.q.shape[0]
+        # So few blocks are written out, which spares their stacks of what the backward pass needs.
+        unroll = n_blocks if n_blocks <= UNROLLED else 1
+        h, _ = jax.lax.scan(block, affine(self.embed, x), self.blocks, unroll=unroll)
+        return affine(self.head, h)
 
     def _attention(self, block: Block, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
         B, T, d = x.shape
-        q, k, v = ((x @ weight).reshape(B, T, self.n_heads, -1) for weight in (block.q, block.k, block.v))
+        q, k, v = (trained_product(x, W).reshape(B, T, self.n_heads, -1) for W in (block.q, block.k, block.v))
         mixed = jax.nn.dot_product_attention(rotate(q, self.rope_base), rotate(k, self.rope_base), v)
-        return mixed.reshape(B, T, d) @ block.o
+        return trained_product(mixed.reshape(B, T, d), block.o)
 
 
 def rms_norm(x: Float[Array, "*leading d"]) -> Float[Array, "*leading d"]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -38,6 +39,30 @@ def anneal(spec: Anneal, fraction: Float[Array, ""] | float) -> Float[Array, ""]
     return spec.start + (spec.final - spec.start) * progress
 
 
+@jax.custom_vjp
+def _power(base: Float[Array, "*any"], p: Float[Array, ""]) -> Float[Array, "*any"]:
+    """``base^p`` for a base above 0; no gradient reaches p."""
+    return jnp.exp(p * jnp.log(base))
+
+
+def _power_forward(
+    base: Float[Array, "*any"], p: Float[Array, ""]
+) -> tuple[Float[Array, "*any"], tuple[Float[Array, "*any"], Float[Array, ""]]]:
+    # One logarithm and one exponential for the value and its slope.
+    below = jnp.exp((p - 1) * jnp.log(base))
+    return base * below, (below, p)
+
+
+def _power_backward(
+    residuals: tuple[Float[Array, "*any"], Float[Array, ""]], g: Float[Array, "*any"]
+) -> tuple[Float[Array, "*any"], Float[Array, ""]]:
+    below, p = residuals
+    return g * (p * below), jnp.zeros_like(p)
+
+
+_power.defvjp(_power_forward, _power_backward)
+
+
 def _log2_1p(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.log2(1 + x)
 
@@ -65,8 +90,7 @@ class ImportanceMinimality:
         base = ci + self.eps
         if isinstance(p, float | int):
             return base if p == 1 else jnp.square(base) if p == 2 else base**p
-        # exp(p log x): one transcendental pair, shared between value and gradient.
-        return jnp.exp(p * jnp.log(base))
+        return _power(base, jnp.asarray(p, base.dtype))
 
     def loss(
         self, sums: Sums, positions: int | Int[Array, ""] | Float[Array, ""]

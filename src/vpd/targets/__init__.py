@@ -10,20 +10,31 @@ from vpd.targets.base import (
     recorded_forward,
 )
 from vpd.targets.divergence import kl, squared_error
+from vpd.targets.gpt2 import GPT2, init_gpt2
 from vpd.targets.induction import Induction, init_induction, pretrain_induction
+from vpd.targets.language_model import LanguageModel
+from vpd.targets.llama import Llama, init_llama
 from vpd.targets.resid_mlp import ResidMLP, init_resid_mlp, pretrain_resid_mlp
+from vpd.targets.simple_mlp_lm import LlamaSimpleMLP, init_simple_mlp_lm
 from vpd.targets.tms import TMS, init_tms, pretrain_tms
 
 __all__ = [
+    "GPT2",
     "TMS",
     "Induction",
+    "LanguageModel",
+    "Llama",
+    "LlamaSimpleMLP",
     "ResidMLP",
     "Seam",
     "Target",
     "clean_forward",
     "frozen_weights",
+    "init_gpt2",
     "init_induction",
+    "init_llama",
     "init_resid_mlp",
+    "init_simple_mlp_lm",
     "init_tms",
     "kl",
     "masked_forward",

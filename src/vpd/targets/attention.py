@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vpd.rotary import Scaling, rotate
 
@@ -30,7 +30,10 @@ def causal_attention(
     q, k, v = by_heads(q, n_heads), by_heads(k, n_kv_heads or n_heads), by_heads(v, n_kv_heads or n_heads)
     if base is not None:
         q, k = rotate(q, base, scaling), rotate(k, base, scaling)
-    mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+    with jax.numpy_dtype_promotion("standard"):  # it takes a softmax of bfloat16 in float32
+        # Not every device has products of float16 that are summed in float32.
+        wide = [x.astype(jnp.float32) if x.dtype == jnp.float16 else x for x in (q, k, v)]
+        mixed = jax.nn.dot_product_attention(*wide, is_causal=True).astype(q.dtype)
     return mixed.reshape(*mixed.shape[:2], -1)
 
 
@@ -55,3 +58,13 @@ def attention_pattern(
 def by_heads(x: Float[Array, "B T d"], n_heads: int) -> Float[Array, "B T heads d_head"]:
     """Consecutive slices of the last axis."""
     return x.reshape(*x.shape[:2], n_heads, -1)
+
+
+def refuse_longer(batch: Int[Array, "B T"], max_len: int) -> None:
+    """Refuse sequences for which a network has no positions, when its forward pass is traced.
+
+    Raises:
+        ValueError: where T is more than ``max_len``.
+    """
+    if batch.shape[1] > max_len:
+        raise ValueError(f"a sequence of {batch.shape[1]} tokens is longer than the network's {max_len} positions")

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from jaxtyping import Array, Float, Int, Shaped
 
+from vpd.cache import cache_directory
 from vpd.config.targets import InductionTarget, ResidMLPTarget, StoredTarget, TMSTarget, ToyTarget
 from vpd.errors import RunError
 from vpd.run_directory import write_atomically
@@ -24,11 +24,6 @@ RECIPE = 1
 CLASSES: dict[str, type] = {"tms": TMS, "resid_mlp": ResidMLP, "induction": Induction}
 Watch = Callable[[int], AbstractContextManager[Progress]]
 Draw = Callable[[Int[Array, ""]], Shaped[Array, "batch ..."]]
-
-
-def cache_directory() -> Path:
-    """The user's folder for what can be computed again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vpd"
 
 
 def load_stored(config: StoredTarget, kind: str) -> Toy:

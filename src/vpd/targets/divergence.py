@@ -56,6 +56,27 @@ def _dense_backward(
 _dense_kl.defvjp(_dense_forward, _dense_backward)
 
 
+def cross_entropy(logits: Activation, tokens: Int[Array, "*leading"]) -> Float[Array, "*leading"]:
+    """``−log softmax(logits)[token]`` in float32, in nats; a wide vocabulary in chunks."""
+    if not isinstance(logits, Factored) or logits.shape[-1] <= CHUNK:
+        log_p = jax.nn.log_softmax(dense(logits).astype(jnp.float32), axis=-1)
+        return -jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
+    parts = [
+        jnp.sum(z * jnp.take(basis, tokens, axis=1).transpose(*range(1, z.ndim), 0), -1) for z, basis in logits.terms
+    ]
+    chosen = sum(parts[1:], parts[0]).astype(jnp.float32)
+
+    def chunk(now: tuple[Array, Array], i: Int[Array, ""]) -> tuple[tuple[Array, Array], None]:
+        top, total = now
+        part = _logits(logits, i)
+        higher = jnp.maximum(top, part.max(axis=-1))
+        return (higher, total * jnp.exp(top - higher) + jnp.sum(jnp.exp(part - higher[..., None]), axis=-1)), None
+
+    zero = jnp.zeros(logits.shape[:-1], jnp.float32)
+    (top, total), _ = jax.lax.scan(chunk, (zero - jnp.inf, zero), jnp.arange(_chunks(logits.shape[-1])[0]))
+    return top + jnp.log(total) - chosen
+
+
 class _Running(NamedTuple):
     """Sums over the chunks so far, relative to the largest logits met."""
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from vpd.decomposition import Activation, SiteKind, dense
 from vpd.randomness import Seed, stream
-from vpd.targets.attention import causal_attention
+from vpd.targets.attention import causal_attention, refuse_longer
 from vpd.targets.base import Seam
 from vpd.targets.divergence import kl
 from vpd.targets.layers import Layers
@@ -56,8 +56,14 @@ class LlamaSimpleMLP(eqx.Module):
     eps: float = eqx.field(static=True, default=1e-6)
     max_len: int = eqx.field(static=True, default=1024)
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens."""
+        return self.wte.shape[0]
+
     def forward(self, batch: Int[Array, "B T"], seam: Seam) -> Activation:
         """Logits of the next token at every position, as a product with the head."""
+        refuse_longer(batch, self.max_len)
         h = dense(seam("wte", batch, self.wte, kind="embedding"))
         h = seam.through(self.layers, (self._attention, self._mlp), h)
         head = self.wte.T if self.lm_head is None else self.lm_head
