@@ -7,8 +7,10 @@ if TYPE_CHECKING:
     from vpd.analysis.run import Run, open_run
     from vpd.config import RunConfig, read_run_file
     from vpd.decomposition import SiteMask
-    from vpd.errors import ConfigError, NonFiniteError, RunError, Stopped, VpdError
+    from vpd.errors import ConfigError, NonFiniteError, RunError, Stopped, TraceError, VpdError
     from vpd.face import decompose
+    from vpd.targets.divergence import kl, squared_error
+    from vpd.targets.traced import TracedTarget, trace
 
 # Imported at first use: a command that only reads a run file should not wait for JAX.
 _HOMES = {
@@ -19,10 +21,15 @@ _HOMES = {
     "RunError": "vpd.errors",
     "SiteMask": "vpd.decomposition",
     "Stopped": "vpd.errors",
+    "TraceError": "vpd.errors",
+    "TracedTarget": "vpd.targets.traced",
     "VpdError": "vpd.errors",
     "decompose": "vpd.face",
+    "kl": "vpd.targets.divergence",
     "open_run": "vpd.analysis.run",
     "read_run_file": "vpd.config",
+    "squared_error": "vpd.targets.divergence",
+    "trace": "vpd.targets.traced",
 }
 
 __all__ = [
@@ -33,10 +40,15 @@ __all__ = [
     "RunError",
     "SiteMask",
     "Stopped",
+    "TraceError",
+    "TracedTarget",
     "VpdError",
     "decompose",
+    "kl",
     "open_run",
     "read_run_file",
+    "squared_error",
+    "trace",
 ]
 
 

@@ -16,6 +16,10 @@ class RunError(VpdError):
     """A run directory that can't be opened, resumed or written."""
 
 
+class TraceError(VpdError):
+    """A function that can't be decomposed as asked; the message names parameter, operation and source line."""
+
+
 class Stopped(Exception):
     """A signal asked for a stop while there was nothing to save; starting again is safe. Exit code 75."""
 

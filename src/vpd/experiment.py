@@ -14,15 +14,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from vpd.cache import cache_directory
 from vpd.config import changed_fields, dump_run_file, read_run_file
 from vpd.config.checks import check_sites
 from vpd.config.run import Eval, RunConfig
-from vpd.config.targets import FeatureData, LMTarget, StoredTarget, TokenData
-from vpd.data.build import feature_batches, prepared_folder, sequence_batches, text_batches
+from vpd.config.targets import FeatureData, LMTarget, PythonTarget, StoredTarget, TokenData
+from vpd.data.build import Sampler, feature_batches, prepared_folder, sampled_batches, sequence_batches, text_batches
 from vpd.data.feed import Batches, Given, HostBatches, Reader, in_program, shape_given
 from vpd.errors import NonFiniteError, RunError
 from vpd.evaluation.drawing import write_figures
@@ -35,6 +34,9 @@ from vpd.signals import StopSignals
 from vpd.targets import GPT2, TMS, Induction, LanguageModel, Llama, LlamaSimpleMLP, ResidMLP, Target, frozen_weights
 from vpd.targets.build import build_toy, fresh_target, load_stored
 from vpd.targets.checkpoint import load_language_model
+from vpd.targets.fingerprint import weights_fingerprint
+from vpd.targets.traced import TracedTarget
+from vpd.targets.traced_build import refuse_another_network, refuse_missing_network
 from vpd.targets.weights import Toy, load_target, target_bytes
 from vpd.training.build import cut_for, init_state, problem_from, sites_from
 from vpd.training.checkpoint import Checkpoints
@@ -44,7 +46,7 @@ from vpd.training.step import Logs, Problem
 from vpd.training.step import run_steps as steps_in_one_program
 from vpd.training.warmup import faithfulness_warmup
 
-AnyTarget = Toy | LanguageModel
+AnyTarget = Toy | LanguageModel | TracedTarget
 PACKAGES = ("vpd-jax", "jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -58,6 +60,7 @@ class Experiment:
         problem: the static part of training.
         train_batch: of (seed, step).
         eval_batch: of (seed, index); None where nothing is evaluated.
+        data: where the batches of a traced target come from.
     """
 
     config: RunConfig
@@ -65,10 +68,15 @@ class Experiment:
     problem: Problem
     train_batch: Batches
     eval_batch: Batches | None
+    data: Sampler | None = None
 
 
 def build(
-    config: RunConfig, target: AnyTarget | None = None, quiet: bool = True, train_batch: Batches | None = None
+    config: RunConfig,
+    target: AnyTarget | None = None,
+    quiet: bool = True,
+    train_batch: Batches | None = None,
+    data: Sampler | None = None,
 ) -> Experiment:
     """Turn a run file into its objects; trains the target where it is not given and not cached.
 
@@ -77,22 +85,30 @@ def build(
         target: the frozen network, where it is at hand already.
         quiet: no progress bar while the target is trained or text is prepared.
         train_batch: what to train on, where it is not what the run file says.
+        data: where the batches of a traced target come from; without it nothing can be trained or evaluated.
     """
     target = target or _target(config, quiet)
     runtime = config.runtime
     bfloat16 = jax.default_backend() != "cpu" if runtime.autocast_bf16 is None else runtime.autocast_bf16
-    if isinstance(config.target, StoredTarget | LMTarget):
+    if isinstance(config.target, StoredTarget | LMTarget | PythonTarget):
         check_sites(config, {name: (d_in, d_out) for name, (d_in, d_out, _) in target.matrices().items()})
     sites = sites_from(config.pd, target, config.tied_pairs)
     target = cut_for(target, sites)
     problem = problem_from(config.pd, sites, config.has_sequence, bfloat16, runtime.remat_recon_forwards)
     problem = replace(problem, remat_layers=runtime.remat == "block", reuse_prefix=runtime.reuse_prefix)
-    evaluated = config.eval and batches(config, target, config.eval.batch_size, "eval", quiet)
-    train_batch = train_batch or batches(config, target, config.pd.batch_size, "train", quiet)
-    return Experiment(config, target, problem, train_batch, evaluated)
+    evaluated = config.eval and batches(config, target, config.eval.batch_size, "eval", quiet, data)
+    train_batch = train_batch or batches(config, target, config.pd.batch_size, "train", quiet, data)
+    return Experiment(config, target, problem, train_batch, evaluated, data)
 
 
-def batches(config: RunConfig, target: AnyTarget, batch_size: int, name: str, quiet: bool = True) -> Batches:
+def batches(
+    config: RunConfig,
+    target: AnyTarget,
+    batch_size: int,
+    name: str,
+    quiet: bool = True,
+    data: Sampler | None = None,
+) -> Batches:
     """Batches of one named stream, a function of (seed, step).
 
     Args:
@@ -101,6 +117,7 @@ def batches(config: RunConfig, target: AnyTarget, batch_size: int, name: str, qu
         batch_size: examples a batch.
         name: ``train``, ``eval`` or ``pretrain``.
         quiet: no progress bar while text is prepared.
+        data: where the batches of a traced target come from.
     """
     match target:
         case TMS() | ResidMLP():
@@ -109,6 +126,8 @@ def batches(config: RunConfig, target: AnyTarget, batch_size: int, name: str, qu
             return feature_batches(config.data, target.n_features, batch_size, name, low)
         case Induction():
             return sequence_batches(target.wte.shape[0], target.seq_len, batch_size, name)
+        case TracedTarget():
+            return sampled_batches(data, target.batch, batch_size, name)
         case LlamaSimpleMLP() | Llama() | GPT2():
             assert isinstance(config.data, TokenData)
             watch = partial(preparing_meter, quiet=quiet)
@@ -121,6 +140,8 @@ def batches(config: RunConfig, target: AnyTarget, batch_size: int, name: str, qu
 def leading_of(config: RunConfig, target: AnyTarget) -> tuple[int, ...]:
     """Shape of the positions of a training batch: ``(batch,)`` or ``(batch, sequence)``."""
     batch = config.pd.batch_size
+    if isinstance(target, TracedTarget):
+        return target.leading(jax.ShapeDtypeStruct((batch, *target.batch.shape[1:]), target.batch.dtype))
     if isinstance(config.data, TokenData):
         return (batch, config.data.max_seq_len)
     return (batch, target.seq_len) if isinstance(target, Induction) else (batch,)
@@ -130,6 +151,8 @@ def _target(config: RunConfig, quiet: bool) -> AnyTarget:
     block = config.target
     if isinstance(block, LMTarget):
         return load_language_model(block.spec, block.weights_dtype)[0]
+    if isinstance(block, PythonTarget):
+        raise refuse_missing_network(block)
     if isinstance(block, StoredTarget):
         return load_stored(block, config.target_kind)
     draw = batches(config, fresh_target(block), block.pretrain.batch_size, "pretrain")
@@ -227,7 +250,12 @@ class Outcome:
 
 
 def run(
-    config: RunConfig, name: str | None = None, quiet: bool = False, notify: Callable[[str], None] = lambda _: None
+    config: RunConfig,
+    name: str | None = None,
+    quiet: bool = False,
+    notify: Callable[[str], None] = lambda _: None,
+    target: TracedTarget | None = None,
+    data: Sampler | None = None,
 ) -> Outcome:
     """Train a decomposition, or go on with one that was interrupted; a finished one is left as it is.
 
@@ -236,6 +264,8 @@ def run(
         name: of the run file, for the directory's name.
         quiet: no progress bar.
         notify: told in one sentence what is about to happen.
+        target: a traced network, where the run file pins one.
+        data: where its batches come from.
 
     Raises:
         RunError: a directory that can't be written or holds another run.
@@ -243,23 +273,29 @@ def run(
         Stopped: a signal came before there was anything to save.
     """
     with StopSignals() as signals:
-        return _run(config, name, quiet, notify, signals)
+        return _run(config, name, quiet, notify, signals, target, data)
 
 
 def _run(
-    config: RunConfig, name: str | None, quiet: bool, notify: Callable[[str], None], signals: StopSignals
+    config: RunConfig,
+    name: str | None,
+    quiet: bool,
+    notify: Callable[[str], None],
+    signals: StopSignals,
+    traced: TracedTarget | None,
+    data: Sampler | None,
 ) -> Outcome:
     use_compile_cache(config)
     path = run_path(config, name)
     config = config.model_copy(update={"run_id": path.name, "out_dir": str(path.parent)})
     directory = RunDirectory(path)
     if path.exists():
-        target = _reopen(directory, config)
-        experiment = build(config, target)
+        refuse_another_run(directory, config)
+        experiment = build(config, reopened_target(directory, config, traced), data=data)
     else:
         refuse_unwritable(path)
-        experiment = build(config, quiet=quiet)
-        facts = _facts(config, path.name, experiment.target)
+        experiment = build(config, traced, quiet, data=data)
+        facts = _facts(config, path.name, traced or experiment.target)
         stored = target_bytes(experiment.target) if isinstance(experiment.target, Toy) else None
         directory = create_run_directory(path, dump_run_file(config), facts, stored)
     with directory.locked():
@@ -290,18 +326,14 @@ def refuse_another_run(directory: RunDirectory, config: RunConfig) -> None:
         )
 
 
-def _reopen(directory: RunDirectory, config: RunConfig) -> AnyTarget:
-    """The target of a run that goes on, once its configuration is known to mean the same."""
-    refuse_another_run(directory, config)
-    return reopened_target(directory, config)
-
-
-def reopened_target(directory: RunDirectory, config: RunConfig) -> AnyTarget:
-    """The target of a run: a toy is stored in its directory, a language model is loaded again.
+def reopened_target(directory: RunDirectory, config: RunConfig, traced: TracedTarget | None = None) -> AnyTarget:
+    """The target of a run: a toy is stored in its directory, a language model is loaded again, a traced one is given.
 
     Raises:
-        RunError: weights that are not those the run was made with.
+        RunError: weights that are not those the run was made with; a traced target that is missing or another one.
     """
+    if traced is not None or isinstance(config.target, PythonTarget):
+        return refuse_another_network(directory, config.target, traced)
     if not isinstance(config.target, LMTarget):
         return load_target(directory.target)
     target = load_language_model(config.target.spec, config.target.weights_dtype)[0]
@@ -314,17 +346,12 @@ def reopened_target(directory: RunDirectory, config: RunConfig) -> AnyTarget:
     return target
 
 
-def weights_fingerprint(target: LanguageModel) -> str:
-    """A hash of all weights with their shapes."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(target):
-        digest.update(f"{leaf.shape} {leaf.dtype}".encode())
-        digest.update(np.ascontiguousarray(jax.device_get(leaf)).view(np.uint8).data)
-    return digest.hexdigest()
-
-
 def _facts(config: RunConfig, run_id: str, target: AnyTarget) -> Mapping[str, object]:
-    weights = {"target_weights": weights_fingerprint(target)} if isinstance(target, LanguageModel) else {}
+    weights: dict[str, object] = {}
+    if isinstance(target, LanguageModel):
+        weights["target_weights"] = weights_fingerprint(target)
+    elif isinstance(target, TracedTarget):
+        weights["fingerprint"] = target.fingerprint()
     return weights | {
         "run_id": run_id,
         "status": "running",

@@ -12,13 +12,14 @@ from jaxtyping import Array, Float, Shaped
 
 from vpd.config import read_run_file
 from vpd.config.run import RunConfig
+from vpd.data.build import Sampler
 from vpd.decomposition import Components, SiteMask
 from vpd.errors import RunError
 from vpd.evaluation.accumulate import in_order
-from vpd.experiment import Experiment, build, state_template
+from vpd.experiment import Experiment, build, reopened_target, state_template
 from vpd.run_directory import RunDirectory
 from vpd.targets import Target, clean_forward, masked_forward
-from vpd.targets.weights import load_target
+from vpd.targets.traced import TracedTarget
 from vpd.training.checkpoint import Checkpoints
 from vpd.training.state import Decomposition
 from vpd.training.step import lower_importances
@@ -141,7 +142,9 @@ def _spreads(shape: tuple[int, ...], leading: tuple[int, ...]) -> bool:
         return False
 
 
-def open_run(path: str | Path, step: int | None = None) -> Run:
+def open_run(
+    path: str | Path, step: int | None = None, *, target: TracedTarget | None = None, data: Sampler | None = None
+) -> Run:
     """Open a run directory for reading.
 
     A run that is still training opens at its latest finished checkpoint.
@@ -149,14 +152,17 @@ def open_run(path: str | Path, step: int | None = None) -> Run:
     Args:
         path: the folder that ``vpd train`` printed.
         step: of the checkpoint; None takes the latest.
+        target: the traced network, where the run is of one.
+        data: ``data(key, n)``, n examples of a traced network's input, where it is to be evaluated.
 
     Raises:
-        RunError: no run directory, no finished checkpoint, or not the one asked for.
+        RunError: no run directory, no finished checkpoint, not the one asked for, or another network.
         ConfigError: a pinned run file that can't be read.
     """
     directory = RunDirectory(Path(path))
     facts = directory.read_facts()
     config = read_run_file(directory.config).config
+    network = reopened_target(directory, config, target)
     if not directory.checkpoints.is_dir():
         raise RunError(_nothing_saved(directory))
     checkpoints = Checkpoints(directory.checkpoints, writable=False)
@@ -166,7 +172,7 @@ def open_run(path: str | Path, step: int | None = None) -> Run:
     if step is not None and step not in steps:
         raise RunError(f"{path} has no finished checkpoint at step {step}; there are {', '.join(map(str, steps))}")
     chosen = steps[-1] if step is None else step
-    experiment = build(config, load_target(directory.target))
+    experiment = build(config, network, data=data)
     decomposition = checkpoints.load_decomposition(chosen, state_template(experiment).decomposition)
     checkpoints.close()
     return Run(directory, experiment, decomposition, chosen, str(facts.get("status")))

@@ -46,7 +46,7 @@ def evaluate_run(run: Run, batches: int | None = None) -> Evaluation:
     block = block.model_copy(update={"n_steps": batches or block.n_steps})
     config = config.model_copy(update={"eval": block})
     target = run.experiment.target
-    draw = evaluation_batches(config, target, block.batch_size, "eval")
+    draw = evaluation_batches(config, target, block.batch_size, "eval", data=run.experiment.data)
     suite = Suite(config, run.experiment.problem, target, draw, adversaries=False)
     return suite.evaluate(run.decomposition, {}, run.step)
 

@@ -27,6 +27,7 @@ from vpd.config.targets import (
     FeatureData,
     InductionTarget,
     LMTarget,
+    PythonTarget,
     ResidMLPTarget,
     SiteShapes,
     TMSTarget,
@@ -129,6 +130,9 @@ def _check_data(config: RunConfig) -> None:
     if config.target_kind == "induction":
         if data is not None:
             raise refusal("data", "an induction target makes its own data", "write data: null")
+    elif isinstance(target, PythonTarget):
+        if data is not None:
+            raise refusal("data", "a traced target is given its batches in Python", "write data: null")
     elif isinstance(target, LMTarget):
         if not isinstance(data, TokenData):
             raise refusal("data", "a language model needs text", "write data with dataset_name and tokenizer_name")
@@ -307,8 +311,8 @@ def _sequence_lengths(config: RunConfig) -> Iterator[tuple[str, int]]:
 
 def _check_metric(config: RunConfig, key: str, metric: AnyMetric) -> None:
     _check_scope_of_metric(config, key, metric)
-    toy = not config.has_sequence
-    if toy and isinstance(metric, CEandKLLosses | AttnPatterns):
+    toy = config.target_kind in ("tms", "resid_mlp")
+    if config.target_kind not in ("lm", "induction") and isinstance(metric, CEandKLLosses | AttnPatterns):
         raise refusal(
             f"{key}.type",
             f"{metric.type} needs a language model, and the target is a {TARGET_NAMES[config.target_kind]}",

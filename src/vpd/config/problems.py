@@ -21,7 +21,7 @@ from vpd.config.vocabulary import (
 
 _HINTS = {
     "target": "write n_features, n_hidden and pretrain (TMS), d_embed, d_mlp and n_layers (ResidMLP), "
-    "spec (language model), kind: induction, or run_path",
+    "spec (language model), kind: induction, or run_path; a traced target is given in Python",
     "data": "write feature_probability (toys), or dataset_name and tokenizer_name (language models)",
 }
 _TRUE, _FALSE = ("yes", "on", "true", "1", "y"), ("no", "off", "false", "0", "n")

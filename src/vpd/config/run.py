@@ -11,7 +11,7 @@ from vpd.config.losses import AnyLoss
 from vpd.config.metrics import EvalMetric
 from vpd.config.schedule import Optimizer
 from vpd.config.sites import target_kind, tied_pairs
-from vpd.config.targets import AnyData, AnyTarget, TargetKind, ToyTarget
+from vpd.config.targets import AnyData, AnyTarget, PythonTarget, TargetKind, ToyTarget
 from vpd.config.values import (
     Count,
     CountOrZero,
@@ -256,7 +256,7 @@ class RunConfig(Block):
     target: AnyTarget
     """The network that is decomposed."""
     data: AnyData | None = None
-    """What it is run on; an induction target makes its own."""
+    """What it is run on; an induction target makes its own, a traced one is given it in Python."""
     pd: PD
     """The decomposition."""
     runtime: Runtime = Runtime()
@@ -285,6 +285,8 @@ class RunConfig(Block):
     @property
     def has_sequence(self) -> bool:
         """Whether the target's activations have a sequence axis."""
+        if isinstance(self.target, PythonTarget):
+            return self.target.sequence
         return self.target_kind in ("lm", "induction")
 
     @property

@@ -8,12 +8,13 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from vpd.config.block import Block, problem
 from vpd.config.values import Count, CountOrZero, Flag, Fraction, NonNegative, Seed, Text, Words, is_block
 
-TargetKind = Literal["lm", "tms", "resid_mlp", "induction"]
+TargetKind = Literal["lm", "tms", "resid_mlp", "induction", "traced"]
 TARGET_NAMES: dict[TargetKind, str] = {
     "lm": "language-model",
     "tms": "TMS",
     "resid_mlp": "ResidMLP",
     "induction": "induction",
+    "traced": "traced",
 }
 
 
@@ -151,6 +152,21 @@ class InductionTarget(Block):
         return {"wte": (self.vocab, d), **attention, "lm_head": (d, self.vocab)}
 
 
+class PythonTarget(Block):
+    """A function that was traced in Python; `vpd.decompose` writes this block."""
+
+    tag: ClassVar[Literal["traced"]] = "traced"
+
+    kind: Literal["traced"]
+    """Selects this target."""
+    name: Text
+    """Name of the function."""
+    fingerprint: Text
+    """Hash of its parameters, sites and program: another one is refused."""
+    sequence: Flag
+    """Whether its activations have a sequence axis."""
+
+
 class HFSpec(Block):
     """A model of the Hugging Face hub."""
 
@@ -253,7 +269,7 @@ class TokenData(Block):
     """Whether each epoch has its own order; the first one's is repeated otherwise."""
 
 
-_TARGETS = (TMSTarget, ResidMLPTarget, StoredTarget, InductionTarget, LMTarget)
+_TARGETS = (TMSTarget, ResidMLPTarget, StoredTarget, InductionTarget, PythonTarget, LMTarget)
 
 
 def _kind_of_target(given: object) -> str | None:
@@ -264,7 +280,7 @@ def _kind_of_target(given: object) -> str | None:
     if "spec" in given:
         return LMTarget.tag
     if "kind" in given:
-        return InductionTarget.tag
+        return PythonTarget.tag if given["kind"] == PythonTarget.tag else InductionTarget.tag
     if "run_path" in given:
         return StoredTarget.tag
     only_resid = set(ResidMLPTarget.model_fields) - set(TMSTarget.model_fields)
@@ -295,13 +311,14 @@ def _closest(given: object, kinds: dict[str, set[str]]) -> str | None:
 ToyTarget = TMSTarget | ResidMLPTarget | InductionTarget
 # Sites that look a row up instead of multiplying; no identity can be inserted before one.
 LOOKUPS = frozenset({"wte"})
-Target = TMSTarget | ResidMLPTarget | StoredTarget | InductionTarget | LMTarget
+Target = TMSTarget | ResidMLPTarget | StoredTarget | InductionTarget | PythonTarget | LMTarget
 Data = FeatureData | TokenData
 AnyTarget = Annotated[
     Annotated[TMSTarget, Tag("tms")]
     | Annotated[ResidMLPTarget, Tag("resid_mlp")]
     | Annotated[StoredTarget, Tag("run_path")]
     | Annotated[InductionTarget, Tag("induction")]
+    | Annotated[PythonTarget, Tag("traced")]
     | Annotated[LMTarget, Tag("lm")],
     Discriminator(_kind_of_target),
 ]

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable  # Any: what jax.checkpoint takes beside
 
 import jax
 from jaxtyping import Array, Float, PyTree, Shaped
@@ -53,8 +54,22 @@ class Seam(Protocol):
         """
         ...
 
-    def scan(self, layers: Layers, body: Body[Carry], carry: Carry) -> tuple[Carry, PyTree]:
-        """``carry, y = body(seam, carry, layer)`` over all layers, and the ``y`` stacked along a first axis."""
+    def scan(self, layers: Layers, body: Body[Carry], carry: Carry, reverse: bool = False) -> tuple[Carry, PyTree]:
+        """``carry, y = body(seam, carry, layer)`` over all layers, and the ``y`` stacked along a first axis.
+
+        What is not a weight may ride along in the stacks of ``layers``. In reverse the last layer comes first; ``y``
+        stays in the order of the layers.
+        """
+        ...
+
+    def recomputed(self, body: Callable[["Seam", PyTree], PyTree], given: PyTree, **how: Any) -> PyTree:
+        """``body(seam, given)``, computed again in the backward pass.
+
+        Args:
+            body: a part of the forward pass.
+            given: the arrays it is a function of.
+            how: what else ``jax.checkpoint`` takes.
+        """
         ...
 
     def through(self, layers: Layers, parts: Sequence[Part], h: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
@@ -168,13 +183,30 @@ class Pass:
     def _wants(self, name: str) -> bool:
         return self.wanted is None or name in self.wanted
 
-    def scan(self, layers: Layers, body: Body[Carry], carry: Carry) -> tuple[Carry, PyTree]:
+    def scan(self, layers: Layers, body: Body[Carry], carry: Carry, reverse: bool = False) -> tuple[Carry, PyTree]:
         """As :class:`Seam` says."""
         ys: list[PyTree] = []
-        for run in self._runs(layers):
-            carry, y = self._scan_run(run, body, carry)
+        for run in self._runs(layers)[:: -1 if reverse else 1]:
+            carry, y = self._scan_run(run, body, carry, reverse)
             ys.append(y)
-        return carry, jax.tree.map(lambda *parts: jax.numpy.concatenate(parts), *ys)
+        return carry, jax.tree.map(lambda *parts: jax.numpy.concatenate(parts), *ys[:: -1 if reverse else 1])
+
+    def recomputed(self, body: Callable[[Seam, PyTree], PyTree], given: PyTree, **how: Any) -> PyTree:
+        """As :class:`Seam` says; what is written down leaves as an output, so it is kept."""
+
+        def part(
+            given: PyTree, live: dict[str, Mask], components: ComponentSet | None
+        ) -> tuple[PyTree, Named, Named, dict[str, Array]]:
+            seam = replace(self, live=live, components=components, inputs={}, outputs={}, weights={}, start=[])
+            out = body(seam, given)
+            return out, seam.inputs, seam.outputs, seam.weights
+
+        again = partial(jax.checkpoint, **how)(part)
+        out, inputs, outputs, weights = again(given, dict(self.live), self.components)
+        self.inputs |= inputs
+        self.outputs |= outputs
+        self.weights |= weights
+        return out
 
     def through(self, layers: Layers, parts: Sequence[Part], h: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
         """As :class:`Seam` says."""
@@ -215,7 +247,7 @@ class Pass:
         """The same pass in a single layer."""
         return replace(self, prefix=f"{run.prefix}.{run.first}.")
 
-    def _scan_run(self, run: Run, body: Body[Carry], carry: Carry) -> tuple[Carry, PyTree]:
+    def _scan_run(self, run: Run, body: Body[Carry], carry: Carry, reverse: bool = False) -> tuple[Carry, PyTree]:
         """One run of layers: a single one in place, several in a scan that carries their sites' arrays along."""
         if run.depth == 1:
             carry, y = body(self._at(run), carry, run.layer(0))
@@ -235,7 +267,9 @@ class Pass:
 
         if self.remat:
             layer = jax.checkpoint(layer)
-        carry, (y, inputs, outputs) = jax.lax.scan(layer, carry, (run.stack, owned, live), unroll=run.unroll)
+        carry, (y, inputs, outputs) = jax.lax.scan(
+            layer, carry, (run.stack, owned, live), reverse=reverse, unroll=run.unroll
+        )
         self._keep(run, inputs, outputs)
         self.used |= {path + name for name in live}
         return carry, y
@@ -346,7 +380,11 @@ def masked_forward(
 class _Weights(Pass):
     """A pass for the weights alone: layers side by side, so that a stack is the very array that is stored."""
 
-    def _scan_run(self, run: Run, body: Body[Carry], carry: Carry) -> tuple[Carry, PyTree]:
+    def recomputed(self, body: Callable[[Seam, PyTree], PyTree], given: PyTree, **how: Any) -> PyTree:
+        """In place: there is no backward pass, and weights are to stay the arrays that are stored."""
+        return body(self, given)
+
+    def _scan_run(self, run: Run, body: Body[Carry], carry: Carry, reverse: bool = False) -> tuple[Carry, PyTree]:
         if run.depth == 1:
             return super()._scan_run(run, body, carry)
         path = f"{run.span}."
