@@ -23,6 +23,7 @@ ROOMS = (
     "evaluation",
     "progress",
     "experiment",
+    "pretrain",
     "analysis",
     "face",
     "commands",

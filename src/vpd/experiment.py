@@ -184,9 +184,8 @@ def lower_program(experiment: Experiment) -> jax.stages.Lowered:
     return jax.jit(run_steps, donate_argnums=1).lower(experiment.target, state_template(experiment), n, seed, given)
 
 
-def use_compile_cache(config: RunConfig) -> None:
-    """Keep compiled programs in a folder shared by the user's runs, one for each kind of processor."""
-    named = config.runtime.compilation_cache_dir
+def use_compile_cache(named: str | None) -> None:
+    """Keep compiled programs in the named folder, or in one shared by the user's runs, one for each processor."""
     folder = Path(named) if named else cache_directory() / f"xla-{_processor()}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -248,7 +247,7 @@ def run(
 def _run(
     config: RunConfig, name: str | None, quiet: bool, notify: Callable[[str], None], signals: StopSignals
 ) -> Outcome:
-    use_compile_cache(config)
+    use_compile_cache(config.runtime.compilation_cache_dir)
     path = run_path(config, name)
     config = config.model_copy(update={"run_id": path.name, "out_dir": str(path.parent)})
     directory = RunDirectory(path)
@@ -279,7 +278,8 @@ def refuse_another_run(directory: RunDirectory, config: RunConfig) -> None:
     Raises:
         RunError: no run directory, or another run.
     """
-    directory.read_facts()
+    if directory.read_facts().get("kind") == "pretraining":
+        raise RunError(f"{directory.path} holds a pretraining run; give this one another run_id or out_dir")
     stored = read_run_file(directory.config).config
     changes = changed_fields(stored, config)
     if changes.trajectory:
@@ -324,15 +324,19 @@ def weights_fingerprint(target: LanguageModel) -> str:
 
 def _facts(config: RunConfig, run_id: str, target: AnyTarget) -> Mapping[str, object]:
     weights = {"target_weights": weights_fingerprint(target)} if isinstance(target, LanguageModel) else {}
-    return weights | {
+    return weights | common_facts(run_id, config.pd.seed) | {"target": config.target_kind}
+
+
+def common_facts(run_id: str, seed: int) -> dict[str, object]:
+    """What ``run.json`` says of any run that begins here and now."""
+    return {
         "run_id": run_id,
         "status": "running",
-        "seed": config.pd.seed,
+        "seed": seed,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": 0.0,
         "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES},
         "devices": [str(device.device_kind) for device in jax.devices()],
-        "target": config.target_kind,
         "revision": _revision(),
     }
 
