@@ -48,7 +48,9 @@ def reconfigure(folder: Path, **values: object) -> None:
 def test_what_is_saved_is_read_back_bit_by_bit(name: str, dtype: str, tmp_path: Path) -> None:
     model = jax.tree.map(lambda x: x.astype(dtype), MODELS[name]())
     save_language_model(model, tmp_path / "a" / "b", {"tokenizer": "words", "n_embd": 1, "hidden_size": 1})
-    spec = PretrainedSpec(kind="pretrained", run_path=str(tmp_path / "a" / "b"), model_class=f"lab.{type(model).__name__}")
+    spec = PretrainedSpec(
+        kind="pretrained", run_path=str(tmp_path / "a" / "b"), model_class=f"lab.{type(model).__name__}"
+    )
     again, facts = load_language_model(spec, dtype)
     assert same(again, model)
     assert facts.values["tokenizer"] == "words" and facts.values["dtype"] == dtype

@@ -209,7 +209,9 @@ class PretrainingConfig(Block):
             raise problem("data.max_seq_len", f"{length} token has no next one to predict", "write a number >= 2")
         if length > block + 1:
             said = f"rows of {length} tokens are longer than the {block} positions and the last one's next token"
-            raise problem("target.block_size", said, f"write block_size: {length - 1}, or data.max_seq_len: {block + 1}")
+            raise problem(
+                "target.block_size", said, f"write block_size: {length - 1}, or data.max_seq_len: {block + 1}"
+            )
         return self
 
     @model_validator(mode="after")

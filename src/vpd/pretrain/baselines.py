@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int, Int32, Int64
 
-Rows = Int32[np.ndarray, "rows length"]
+Rows = Int32[np.ndarray, "_rows _length"]  # a text comes in blocks of different sizes
 
 # Weights of the unigram that are tried; each is a number of imagined observations after every token.
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
@@ -39,7 +39,7 @@ class Counts:
         self.vocab = vocab
         self.after = np.zeros(vocab, np.int64)
         self.before = np.zeros(vocab, np.int64)
-        parts: list[tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]] = []
+        parts: list[tuple[Int64[np.ndarray, " _n"], Int64[np.ndarray, " _n"]]] = []
         for block in rows:
             first, second = block[:, :-1].ravel(), block[:, 1:].ravel()
             self.before += np.bincount(first, minlength=vocab)
@@ -47,7 +47,7 @@ class Counts:
             parts.append(np.unique(first.astype(np.int64) * vocab + second, return_counts=True))
         self._pairs, self._numbers = _summed(parts)
 
-    def of_pairs(self, first: Int[np.ndarray, " n"], second: Int[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    def of_pairs(self, first: Int[np.ndarray, " n"], second: Int[np.ndarray, " n"]) -> Int64[np.ndarray, " _n"]:
         """How often each second token follows each first one."""
         wanted = first.astype(np.int64) * self.vocab + second
         if not len(self._pairs):
@@ -59,13 +59,13 @@ class Counts:
         """Add-one estimate of every token."""
         return (self.after + 1) / (self.after.sum() + self.vocab)
 
-    def bigram_losses(self, rows: Rows, strength: float) -> Float[np.ndarray, " n"]:
+    def bigram_losses(self, rows: Rows, strength: float) -> Float[np.ndarray, " _n"]:
         """``−log p(b | a)`` of every prediction in these rows."""
         first, second = rows[:, :-1].ravel(), rows[:, 1:].ravel()
         prior = self.unigram()[second]
         return -np.log((self.of_pairs(first, second) + strength * prior) / (self.before[first] + strength))
 
-    def unigram_losses(self, rows: Rows) -> Float[np.ndarray, " n"]:
+    def unigram_losses(self, rows: Rows) -> Float[np.ndarray, " _n"]:
         """``−log p(b)`` of every prediction in these rows."""
         return -np.log(self.unigram()[rows[:, 1:].ravel()])
 
@@ -110,8 +110,8 @@ def _best_strength(counts: Counts, held_out: list[Rows]) -> float:
 
 
 def _summed(
-    parts: list[tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]],
-) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
+    parts: list[tuple[Int64[np.ndarray, " _n"], Int64[np.ndarray, " _n"]]],
+) -> tuple[Int64[np.ndarray, " _m"], Int64[np.ndarray, " _m"]]:
     """Sorted keys and the sum of their numbers."""
     if not parts:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)

@@ -3,7 +3,7 @@
 from functools import partial
 
 import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from vpd.config.pretraining import FreshGPT2, FreshLlama, FreshSimpleMLP, PretrainingConfig
 from vpd.targets import LanguageModel, init_gpt2, init_llama, init_simple_mlp_lm
@@ -58,7 +58,7 @@ def is_decayed(model: LanguageModel) -> PyTree[bool]:
     The arrays of layers are stacked, so that a vector of a layer has two axes.
     """
 
-    def decays(path: tuple[object, ...], leaf: jax.ShapeDtypeStruct) -> bool:
+    def decays(path: tuple[object, ...], leaf: Array | jax.ShapeDtypeStruct) -> bool:
         stacked = "layers" in jax.tree_util.keystr(path, simple=True, separator=".").split(".")
         return leaf.ndim - stacked >= 2
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -116,7 +117,7 @@ def _losses(records: list[Facts]) -> Losses:
     return Losses(steps, losses, at, validation)
 
 
-def _columns(pairs: list[tuple[object, object]]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+def _columns(pairs: Sequence[tuple[object, object]]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     numbers = [(float(str(step)), math.nan if value is None else float(str(value))) for step, value in pairs]
     return np.array([step for step, _ in numbers]), np.array([value for _, value in numbers])
 
@@ -136,12 +137,25 @@ def _rows(facts: Facts, found: Losses) -> list[tuple[str, str]]:
     if len(found.validation):
         rows.append(("validation loss", f"{found.validation[-1]:.4f} nats, at step {int(found.eval_steps[-1]):,}"))
         best = int(np.nanargmin(found.validation)) if np.isfinite(found.validation).any() else 0
-        rows.append(("best validation loss", f"{found.validation[best]:.4f} nats, at step {int(found.eval_steps[best]):,}"))
+        rows.append(
+            ("best validation loss", f"{found.validation[best]:.4f} nats, at step {int(found.eval_steps[best]):,}")
+        )
     for name in ("bigram", "unigram"):
         value = baseline(facts, name)
         if value is not None:
             rows.append((f"{name} loss", f"{value:.4f} nats"))
-    shown = ("target", "parameters", "vocab_size", "text", "seed", "seconds", "started", "devices", "versions", "revision")
+    shown = (
+        "target",
+        "parameters",
+        "vocab_size",
+        "text",
+        "seed",
+        "seconds",
+        "started",
+        "devices",
+        "versions",
+        "revision",
+    )
     return rows + [(key.replace("_", " "), _text(facts[key])) for key in shown if facts.get(key) is not None]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-
 from vpd.config import PretrainingConfig, changed_fields, dump_run_file, read_pretraining_file
 from vpd.data.feed import HostBatches, Reader
 from vpd.errors import NonFiniteError, RunError

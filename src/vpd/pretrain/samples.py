@@ -5,12 +5,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Int32
+from jaxtyping import Array, Int, Int32, Integer
 
+from vpd.decomposition import dense
 from vpd.randomness import Seed, stream
 from vpd.targets import LanguageModel
 from vpd.targets.base import Pass
-from vpd.decomposition import dense
 
 
 @partial(jax.jit, static_argnames="greedy")
@@ -19,7 +19,7 @@ def _continued(
     tokens: Int32[Array, "n length"],
     given: Int32[Array, " n"],
     temperature: Array,
-    seed: Int[Array, ""],
+    seed: Integer[Array, ""],
     step: Int[Array, ""],
     greedy: bool,
 ) -> Int32[Array, "n length"]:
@@ -43,7 +43,12 @@ def _continued(
 
 
 def continuations(
-    model: LanguageModel, prompts: list[Int32[np.ndarray, "..."]], length: int, temperature: float, seed: Seed, step: int
+    model: LanguageModel,
+    prompts: list[Int32[np.ndarray, "..."]],
+    length: int,
+    temperature: float,
+    seed: Seed,
+    step: int,
 ) -> list[Int32[np.ndarray, "..."]]:
     """What the model writes after each prompt.
 
