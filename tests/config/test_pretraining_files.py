@@ -109,9 +109,9 @@ def test_mistakes_are_one_sentence(changes: Document, says: str, way_out: str) -
 
 
 def test_the_two_kinds_of_file_are_told() -> None:
-    with pytest.raises(ConfigError, match="optimizer: this is a pretraining file.*vpd pretrain"):
+    with pytest.raises(ConfigError, match=r"optimizer: this is a pretraining file.*vpd pretrain"):
         read_run_file(GOOD_PRETRAINING)
-    with pytest.raises(ConfigError, match="pd: this is a run file.*vpd train"):
+    with pytest.raises(ConfigError, match=r"pd: this is a run file.*vpd train"):
         read_pretraining_file(GOOD)
     assert read_file(GOOD).config == read_run_file(GOOD).config
 

@@ -1,5 +1,6 @@
 """Unigram and bigram cross-entropies against a computation pair by pair."""
 
+import itertools
 import math
 from collections import Counter
 
@@ -26,14 +27,14 @@ def _by_hand(train: np.ndarray, evaluated: np.ndarray, strength: float) -> tuple
     """Unigram and bigram loss, one pair at a time."""
     pairs, before, after = Counter(), Counter(), Counter()
     for row in train.tolist():
-        for a, b in zip(row[:-1], row[1:], strict=True):
+        for a, b in itertools.pairwise(row):
             pairs[a, b] += 1
             before[a] += 1
             after[b] += 1
     total = sum(after.values())
     unigram, bigram = [], []
     for row in evaluated.tolist():
-        for a, b in zip(row[:-1], row[1:], strict=True):
+        for a, b in itertools.pairwise(row):
             p = (after[b] + 1) / (total + VOCAB)
             unigram.append(-math.log(p))
             bigram.append(-math.log((pairs[a, b] + strength * p) / (before[a] + strength)))
