@@ -50,7 +50,9 @@ def test_what_a_run_leaves(trained: Path) -> None:
     losses = [r["metrics"]["loss"] for r in records(trained) if r["kind"] == "eval"]
     assert losses[0] == pytest.approx(np.log(16), abs=0.1) and losses[-1] < losses[0] - 0.2
     assert facts["validation"] == losses[-1]
-    assert facts["baselines"]["bigram"] <= facts["baselines"]["unigram"] + 0.01
+    for name in ("unigram", "bigram"):  # neighbours tell nothing in this text
+        assert facts["baselines"][name] == pytest.approx(np.log(16), abs=0.2)
+        assert losses[-1] < facts["baselines"][name]
     assert (facts["vocab_size"], facts["kind"], facts["target"]) == (16, "pretraining", "LlamaSimpleMLP")
     sample = next(r for r in records(trained) if r["kind"] == "samples")["samples"][0]
     assert len(sample["prompt"].split()) == 4 and len(sample["text"].split()) == 6

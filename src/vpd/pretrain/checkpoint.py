@@ -12,12 +12,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from vpd.errors import RunError
-from vpd.pretrain.step import PretrainState
+from vpd.pretrain.step import PretrainState, first_state
 from vpd.run_directory import write_atomically
 from vpd.targets import LanguageModel
 from vpd.targets.checkpoint import open_path, read_model, save_language_model
 from vpd.training.checkpoint import named_leaves
-from vpd.training.optimizers import Moments
 
 TRAINING = "training.safetensors"
 
@@ -71,7 +70,7 @@ class PretrainCheckpoints:
         model = read_model(open_path(folder, type(template).__name__), None, "float32")
         if jax.tree.structure(model) != jax.tree.structure(template) or _shapes(model) != _shapes(template):
             raise self._unreadable(folder, "its model has other sizes")
-        moments = Moments(template, template)
+        moments = jax.eval_shape(first_state, template).moments
         try:
             stored = load((folder / TRAINING).read_bytes())
             leaves = [stored[name] for name in named_leaves(moments)]
