@@ -17,6 +17,7 @@ ROOMS = (
     "objective",
     "training",
     "evaluation",
+    "pretrain",
     "analysis",
 )
 install_import_hook([f"vpd.{room}" for room in ROOMS], "beartype.beartype")

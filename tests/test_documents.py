@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import vpd
-from vpd.config import config_reference, read_run_file
+from vpd.config import config_reference, read_file
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,7 +40,7 @@ def test_config_reference_is_current() -> None:
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*.yaml")), ids=lambda p: p.name)
 def test_examples_are_valid(path: Path) -> None:
-    assert not read_run_file(path).notices
+    assert not read_file(path).notices
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

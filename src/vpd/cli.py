@@ -49,6 +49,24 @@ def train(
 
 
 @app.command()
+def pretrain(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Pretraining file, or a run directory to go on with.", show_default=False),
+    ],
+    out_dir: Annotated[Path | None, typer.Option(help="Folder for the run directory, in place of the file's.")] = None,
+    run_id: Annotated[str | None, typer.Option(help="Name of the run directory, in place of the file's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="In place of the file's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="In place of the file's.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a language model to decompose; prints the run directory on its last line."""
+    from vpd.commands.pretrain import pretrain_command
+
+    raise typer.Exit(pretrain_command(source, out_dir, run_id, steps, seed, quiet))
+
+
+@app.command()
 def evaluate(
     path: RunPath,
     step: Annotated[int | None, typer.Option(help="Checkpoint to evaluate; the latest by default.")] = None,
@@ -65,8 +83,9 @@ def evaluate(
 def report(path: RunPath) -> None:
     """Write the run's report.html again and print its path."""
     from vpd.evaluation.report import write_report
+    from vpd.pretrain.report import is_pretraining, write_pretraining_report
 
-    typer.echo(write_report(path))
+    typer.echo(write_pretraining_report(path) if is_pretraining(path) else write_report(path))
 
 
 @app.command()
@@ -107,10 +126,10 @@ def config_check(
     sources: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Run files.", show_default=False)],
 ) -> None:
     """Say whether run files can be used, without running anything."""
-    from vpd.config import read_run_file
+    from vpd.config import read_file
 
     for source in sources:
-        for notice in read_run_file(source).notices:
+        for notice in read_file(source).notices:
             typer.echo(f"{source}: {notice}", err=True)
         typer.echo(f"{source}: ok")
 

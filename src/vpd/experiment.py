@@ -1,22 +1,17 @@
 """The composition root: from a run file to target, data, objective, loop, evaluation and records."""
 
 import hashlib
-import platform
 import re
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vpd.cache import cache_directory
 from vpd.config import changed_fields, dump_run_file, read_run_file
 from vpd.config.checks import check_sites
 from vpd.config.run import Eval, RunConfig
@@ -27,6 +22,7 @@ from vpd.errors import NonFiniteError, RunError
 from vpd.evaluation.drawing import write_figures
 from vpd.evaluation.report import write_report
 from vpd.evaluation.suite import Evaluation, Suite
+from vpd.machine import common_facts, use_compile_cache
 from vpd.objective.total import persistent_terms
 from vpd.progress import preparing_meter, target_meter, training_meter
 from vpd.run_directory import RunDirectory, create_run_directory, refuse_unwritable, write_atomically
@@ -47,7 +43,6 @@ from vpd.training.step import run_steps as steps_in_one_program
 from vpd.training.warmup import faithfulness_warmup
 
 AnyTarget = Toy | LanguageModel | TracedTarget
-PACKAGES = ("vpd-jax", "jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy")
 
 
 @dataclass(frozen=True)
@@ -208,23 +203,6 @@ def lower_program(experiment: Experiment) -> jax.stages.Lowered:
     return jax.jit(run_steps, donate_argnums=1).lower(experiment.target, state_template(experiment), n, seed, given)
 
 
-def use_compile_cache(config: RunConfig) -> None:
-    """Keep compiled programs in a folder shared by the user's runs, one for each kind of processor."""
-    named = config.runtime.compilation_cache_dir
-    folder = Path(named) if named else cache_directory() / f"xla-{_processor()}"
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-
-def _processor() -> str:
-    # A program compiled for one processor may hold instructions that another lacks.
-    try:
-        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
-    except (OSError, StopIteration):
-        flags = platform.processor()
-    return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
-
-
 def run_id_of(config: RunConfig, name: str | None) -> str:
     """The run directory's name: ``run_id``, else ``run_name``, else the run file's stem, else a hash of the content."""
     if config.run_id is not None:
@@ -285,7 +263,7 @@ def _run(
     traced: TracedTarget | None,
     data: Sampler | None,
 ) -> Outcome:
-    use_compile_cache(config)
+    use_compile_cache(config.runtime.compilation_cache_dir)
     path = run_path(config, name)
     config = config.model_copy(update={"run_id": path.name, "out_dir": str(path.parent)})
     directory = RunDirectory(path)
@@ -316,7 +294,8 @@ def refuse_another_run(directory: RunDirectory, config: RunConfig) -> None:
     Raises:
         RunError: no run directory, or another run.
     """
-    directory.read_facts()
+    if directory.read_facts().get("kind") == "pretraining":
+        raise RunError(f"{directory.path} holds a pretraining run; give this one another run_id or out_dir")
     stored = read_run_file(directory.config).config
     changes = changed_fields(stored, config)
     if changes.trajectory:
@@ -347,32 +326,15 @@ def reopened_target(directory: RunDirectory, config: RunConfig, traced: TracedTa
 
 
 def _facts(config: RunConfig, run_id: str, target: AnyTarget) -> Mapping[str, object]:
-    weights: dict[str, object] = {}
-    if isinstance(target, LanguageModel):
-        weights["target_weights"] = weights_fingerprint(target)
-    elif isinstance(target, TracedTarget):
-        weights["fingerprint"] = target.fingerprint()
-    return weights | {
-        "run_id": run_id,
-        "status": "running",
-        "seed": config.pd.seed,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": 0.0,
-        "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES},
-        "devices": [str(device.device_kind) for device in jax.devices()],
-        "target": config.target_kind,
-        "revision": _revision(),
-    }
-
-
-def _revision() -> str | None:
-    """The commit this code was read from, where it lies in a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
+    facts: dict[str, object] = common_facts(run_id, config.pd.seed) | {"target": config.target_kind}
+    match target:
+        case TracedTarget():
+            facts["fingerprint"] = target.fingerprint()
+        case LlamaSimpleMLP() | Llama() | GPT2():
+            facts["target_weights"] = weights_fingerprint(target)
+        case _:
+            pass
+    return facts
 
 
 def _train(

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 PLAIN_SECONDS = 15.0
 
 
+@runtime_checkable
 class Meter(Protocol):
     """Called with the number of steps made and the scalars of the last one."""
 
@@ -68,7 +69,7 @@ def _live(steps: int, start: int, what: str, unit: str) -> Generator[Meter]:
         clock = _Rate(start)
 
         def show(done: int, scalars: Mapping[str, float]) -> None:
-            bars.update(task, completed=done, losses=summary(scalars), rate=f"{clock(done):.0f} {_several(unit)}/s")
+            bars.update(task, completed=done, losses=summary(scalars), rate=_pace(clock(done), unit))
 
         yield show
 
@@ -83,7 +84,7 @@ def _plain(steps: int, start: int, what: str, unit: str) -> Meter:
         shown[0] = now
         rate = clock(done)
         left = (steps - done) / rate if rate else 0.0
-        line = f"{what}: {unit} {done}/{steps}  {rate:.0f} {_several(unit)}/s  {left:.0f} s left  {summary(scalars)}"
+        line = f"{what}: {unit} {done}/{steps}  {_pace(rate, unit)}  {left:.0f} s left  {summary(scalars)}"
         print(line, file=sys.stderr, flush=True)
 
     return show
@@ -101,6 +102,11 @@ def preparing_meter(size: int, quiet: bool = False) -> Generator[Callable[[int],
     """As :func:`training_meter`, for text of so many bytes that is made into tokens."""
     with training_meter(-(-size // 1000), 0, quiet, "preparing data", "kB") as meter:
         yield lambda done: meter(-(-done // 1000), {})
+
+
+def _pace(rate: float, unit: str) -> str:
+    """Units a second; slow ones with two digits."""
+    return f"{rate:.0f} {_several(unit)}/s" if rate >= 10 else f"{rate:.2g} {_several(unit)}/s"
 
 
 def _several(unit: str) -> str:

@@ -345,7 +345,7 @@ def test_todays_files_are_told() -> None:
         "batch_size": 2,
         "cadence": {"train_log_every": 1},
         "data": {"dataset_name": "a", "tokenizer_name": "b"},
-        "target": {"spec": {"kind": "file", "path": "x", "model_class": "y"}},
+        "target": {"model_class": "GPT2", "n_layer": 1, "n_head": 1, "n_embd": 8},
     }
     assert convert_document(pretraining) is None
     assert check_native(pretraining) == "pretraining file"

@@ -276,6 +276,6 @@ def test_a_full_disk(tmp_path: Path, vpd: Vpd, monkeypatch: pytest.MonkeyPatch) 
 def test_the_compile_cache_of_a_run_file(tmp_path: Path) -> None:
     before = jax.config.jax_compilation_cache_dir
     runtime = {"compilation_cache_dir": str(tmp_path / "cc")}
-    use_compile_cache(read_run_file(write_file(tmp_path, runtime=runtime)).config)
+    use_compile_cache(read_run_file(write_file(tmp_path, runtime=runtime)).config.runtime.compilation_cache_dir)
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cc")
     jax.config.update("jax_compilation_cache_dir", before)

@@ -31,7 +31,8 @@ from vpd.config import read_run_file
 from vpd.config.run import RunConfig
 from vpd.config.targets import LMTarget, TokenData, ToyTarget
 from vpd.errors import VpdError
-from vpd.experiment import PACKAGES, Experiment, build, first_state, leading_of, lower_program, state_template
+from vpd.experiment import Experiment, build, first_state, leading_of, lower_program, state_template
+from vpd.machine import PACKAGES
 from vpd.progress import console
 from vpd.randomness import Seed, stream
 from vpd.targets import recorded_forward

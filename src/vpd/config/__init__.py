@@ -3,7 +3,14 @@
 from vpd.config.changes import Changes, changed_fields
 from vpd.config.document import read_document
 from vpd.config.pretraining import PretrainingConfig
-from vpd.config.reading import RunFile, dump_run_file, read_run_file
+from vpd.config.reading import (
+    PretrainingFile,
+    RunFile,
+    dump_run_file,
+    read_file,
+    read_pretraining_file,
+    read_run_file,
+)
 from vpd.config.reference import config_reference, json_schema
 from vpd.config.run import PD, Cadence, Eval, Logging, RunConfig, Runtime
 from vpd.config.sites import match_sites
@@ -17,6 +24,7 @@ __all__ = [
     "Eval",
     "Logging",
     "PretrainingConfig",
+    "PretrainingFile",
     "RunConfig",
     "RunFile",
     "Runtime",
@@ -27,6 +35,8 @@ __all__ = [
     "json_schema",
     "match_sites",
     "read_document",
+    "read_file",
+    "read_pretraining_file",
     "read_run_file",
     "resolved_scope",
 ]

@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vpd.config.metrics import AnyMetric
+from vpd.config.pretraining import PretrainingConfig
 from vpd.config.run import RunConfig
 from vpd.config.sites import match_sites
 from vpd.config.sources import RepeatedScope, Scope, resolved_scope
 from vpd.config.values import is_block, is_list
+
+AnyConfig = RunConfig | PretrainingConfig
 
 # Reporting, saving and placement: they change nothing but rounding.
 _NOT_THE_TRAJECTORY = (
@@ -17,6 +20,7 @@ _NOT_THE_TRAJECTORY = (
     "out_dir",
     "cadence",
     "eval",
+    "samples",
     "logging",
     "wandb",
     "resume_provenance",
@@ -45,8 +49,8 @@ class Changes:
     other: tuple[str, ...]
 
 
-def changed_fields(a: RunConfig, b: RunConfig) -> Changes:
-    """The dotted keys in which two configurations mean something different."""
+def changed_fields(a: AnyConfig, b: AnyConfig) -> Changes:
+    """The dotted keys in which two configurations of one kind mean something different."""
     keys = list(dict.fromkeys(_differences(_meaning(a), _meaning(b), "")))
     other = tuple(key for key in keys if _is_aside(key))
     return Changes(tuple(key for key in keys if not _is_aside(key)), other)
@@ -56,9 +60,11 @@ def _is_aside(key: str) -> bool:
     return any(key == aside or key.startswith((f"{aside}.", f"{aside}[")) for aside in _NOT_THE_TRAJECTORY)
 
 
-def _meaning(config: RunConfig) -> dict[str, object]:
+def _meaning(config: AnyConfig) -> dict[str, object]:
     """The dump with older names, implied ties and globs replaced by what they mean."""
     document = config.model_dump(mode="json")
+    if isinstance(config, PretrainingConfig):
+        return document
     pd: dict[str, object] = document["pd"]
     pd["tied_weights"] = [list(pair) for pair in config.tied_pairs]
     if config.site_names is not None:

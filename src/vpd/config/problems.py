@@ -105,9 +105,10 @@ def _unknown_tag(place: Place, discriminator: str) -> str:
 
 def _missing_tag(place: Place, discriminator: str) -> str:
     assert is_block(place.value)
-    if place.key in _HINTS:
+    hint = _hint(place)
+    if hint is not None:
         keys = listed(place.value) or "no keys"
-        return sentence(place.key, f"can't tell what kind of {place.key} this is from {keys}", _HINTS[place.key])
+        return sentence(place.key, f"can't tell what kind of {place.key} this is from {keys}", hint)
     tags = [tag for block in place.blocks for tag in tags_of(block)]
     misspelt = nearest(discriminator, [str(key) for key in place.value])
     said = "required and missing" + (f" (there is a key {plain(misspelt)})" if misspelt else "")
@@ -166,13 +167,20 @@ def _write(place: Place) -> str:
     return f"write one of {listed(choices)}" if choices else f"write a value for {place.leaf}"
 
 
+def _hint(place: Place) -> str | None:
+    """What to write where the keys of a block tell its kind, and no tag does."""
+    is_told_by_keys = len(place.blocks) > 1 and not all(tags_of(block) for block in place.blocks)
+    return _HINTS.get(place.key) if is_told_by_keys else None
+
+
 def _keys_to_write(place: Place) -> str:
-    if place.key in _HINTS:
-        return _HINTS[place.key].removeprefix("write ")
+    hint = _hint(place)
+    if hint is not None:
+        return hint.removeprefix("write ")
     if len(place.blocks) == 1:
         return listed(required_keys(place.blocks[0]) or place.blocks[0].model_fields)
     tags = [tag for block in place.blocks for tag in tags_of(block)]
-    name = next(name for name in ("fn_type", "type", "kind") if name in place.blocks[0].model_fields)
+    name = next(name for name in ("fn_type", "type", "kind", "model_class") if name in place.blocks[0].model_fields)
     return f"{name} one of {listed(tags)}"
 
 

@@ -6,6 +6,7 @@ from pydantic.fields import FieldInfo
 
 from vpd.config.block import Block
 from vpd.config.metrics import LOSS_TYPES
+from vpd.config.pretraining import PretrainingConfig
 from vpd.config.run import RunConfig
 from vpd.config.values import is_block, is_list
 from vpd.config.vocabulary import blocks_in, choices_in, flow, tags_of, words_of
@@ -67,6 +68,7 @@ def _every_block() -> list[type[Block]]:
                 visit(child)
 
     visit(RunConfig)
+    visit(PretrainingConfig)
     return found
 
 

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from vpd.config.block import Block, plain
 from vpd.config.values import Words, is_block, is_list
 
-_TAG_FIELDS = ("type", "fn_type", "kind")
+_TAG_FIELDS = ("type", "fn_type", "kind", "model_class")
 
 
 @dataclass(frozen=True)

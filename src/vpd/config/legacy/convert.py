@@ -29,6 +29,10 @@ _PRETRAINING = {
     "val_loss_every": "eval.every",
     "val_max_steps": "eval.n_steps",
     "batch_size": "batch_size",
+    "sample_every": "samples.every",
+    "dtype": "runtime.autocast_bf16",
+    "model": "target",
+    "data": "data",
 }
 
 
