@@ -24,6 +24,7 @@ from vpd.config.run import Eval, RunConfig
 from vpd.config.targets import FeatureData, LMTarget, StoredTarget, TokenData
 from vpd.data.build import feature_batches, prepared_folder, sequence_batches, text_batches
 from vpd.data.feed import Batches, Given, HostBatches, Reader, in_program, shape_given
+from vpd.data.text import tokenizer_for
 from vpd.errors import NonFiniteError, RunError
 from vpd.evaluation.drawing import write_figures
 from vpd.evaluation.report import write_report
@@ -34,7 +35,7 @@ from vpd.run_directory import RunDirectory, create_run_directory, refuse_unwrita
 from vpd.signals import StopSignals
 from vpd.targets import GPT2, TMS, Induction, LanguageModel, Llama, LlamaSimpleMLP, ResidMLP, Target, frozen_weights
 from vpd.targets.build import build_toy, fresh_target, load_stored
-from vpd.targets.checkpoint import load_language_model
+from vpd.targets.checkpoint import load_language_model, source_facts
 from vpd.targets.weights import Toy, load_target, target_bytes
 from vpd.training.build import cut_for, init_state, problem_from, sites_from
 from vpd.training.checkpoint import Checkpoints
@@ -323,7 +324,13 @@ def weights_fingerprint(target: LanguageModel) -> str:
 
 
 def _facts(config: RunConfig, run_id: str, target: AnyTarget) -> Mapping[str, object]:
-    weights = {"target_weights": weights_fingerprint(target)} if isinstance(target, LanguageModel) else {}
+    weights: dict[str, object] = {}
+    if isinstance(target, LanguageModel) and isinstance(config.target, LMTarget):
+        came = source_facts(config.target.spec)
+        weights = {
+            "target_weights": weights_fingerprint(target),
+            "target_source": {"source": came.source, "format": came.format, "quantised": came.quantised},
+        }
     return weights | {
         "run_id": run_id,
         "status": "running",
@@ -460,9 +467,19 @@ class _Recorder:
                 found,
                 self._experiment.target,
                 state.decomposition,
+                self._samples(state),
             )
         record = {"kind": "eval", "step": step, "metrics": found.metrics, "verdict": found.verdict}
         self._directory.append_record(record | {"time": round(time.monotonic() - self._began, 3)})
+
+    def _samples(self, state: TrainState) -> Mapping[str, object] | None:
+        """Text under each masking; token ids alone where the tokenizer is not at hand."""
+        if self._suite is None or self._suite.writer is None:
+            return None
+        data = self._experiment.config.data
+        assert isinstance(data, TokenData)
+        tokenizer = tokenizer_for(data.tokenizer_name, tokenized=True)
+        return self._suite.writer.write(state.decomposition).as_record(tokenizer)
 
     def _is_slow(self, config: Eval, step: int) -> bool:
         if step == 0:

@@ -15,10 +15,9 @@ from vpd.config.run import RunConfig
 from vpd.decomposition import Components, SiteMask
 from vpd.errors import RunError
 from vpd.evaluation.accumulate import in_order
-from vpd.experiment import Experiment, build, state_template
+from vpd.experiment import Experiment, build, reopened_target, state_template
 from vpd.run_directory import RunDirectory
 from vpd.targets import Target, clean_forward, masked_forward
-from vpd.targets.weights import load_target
 from vpd.training.checkpoint import Checkpoints
 from vpd.training.state import Decomposition
 from vpd.training.step import lower_importances
@@ -166,7 +165,7 @@ def open_run(path: str | Path, step: int | None = None) -> Run:
     if step is not None and step not in steps:
         raise RunError(f"{path} has no finished checkpoint at step {step}; there are {', '.join(map(str, steps))}")
     chosen = steps[-1] if step is None else step
-    experiment = build(config, load_target(directory.target))
+    experiment = build(config, reopened_target(directory, config))
     decomposition = checkpoints.load_decomposition(chosen, state_template(experiment).decomposition)
     checkpoints.close()
     return Run(directory, experiment, decomposition, chosen, str(facts.get("status")))

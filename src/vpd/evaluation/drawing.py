@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ def write_figures(
     found: Evaluation,
     target: Target,
     decomposition: Decomposition,
+    samples: Mapping[str, object] | None = None,
 ) -> Path:
     """Draw what the run file names, and for a plane of features their directions; returns the folder.
 
@@ -43,6 +44,7 @@ def write_figures(
         found: its result.
         target: the frozen network.
         decomposition: the parameters that were evaluated.
+        samples: text under each masking, for language models.
     """
     final = run_dir / "figures" / str(found.step)
     draft = final.with_name(f".{final.name}.{os.getpid()}")
@@ -52,10 +54,16 @@ def write_figures(
     for name, figure in _figures(metrics, what, found, target, decomposition):
         (draft / f"{name}.png").write_bytes(figures.png(figure))
         captions[name] = CAPTIONS[name]
-    (draft / "captions.json").write_text(json.dumps(captions, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_json(draft / "captions.json", captions)
+    if samples is not None:
+        _write_json(draft / "samples.json", samples)
     shutil.rmtree(final, ignore_errors=True)
     os.rename(draft, final)
     return final
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _figures(
