@@ -6,13 +6,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 
 from vpd.errors import RunError
 from vpd.evaluation.page import Picture, picture, render_page
+
+if TYPE_CHECKING:
+    from vpd.evaluation.language_report import LanguageTables
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Record: TypeAlias = dict[str, Json]
@@ -128,6 +131,8 @@ def _render(run_dir: Path, records: Records) -> str:
         verdict=verdict,
         verdict_step=verdict_step,
         pivot=_pivot(verdict),
+        language=_language(run_dir, run, records.eval),
+        shown=_shown,
         figures=figures,
         figures_step=figures_step,
         metrics=_latest_metrics(records.eval),
@@ -135,6 +140,27 @@ def _render(run_dir: Path, records: Records) -> str:
         facts=_facts(run, records.train),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
+
+
+def _language(run_dir: Path, run: Record, evals: Sequence[Record]) -> "LanguageTables | None":
+    """The tables of a language model; other targets have none."""
+    config = run_dir / "config.yaml"
+    if run.get("target") != "lm" or not config.is_file():
+        return None
+    from vpd.config import read_run_file  # what a toy's report does without is slow to import
+    from vpd.evaluation.language_report import language_tables
+
+    source = run.get("target_source")
+    quantised = isinstance(source, dict) and source.get("quantised") is True
+    metrics = {metric.name: metric.value for metric in _latest_metrics(evals)}
+    return language_tables(read_run_file(config).config, metrics, run_dir, quantised)
+
+
+def _shown(value: float | None) -> str:
+    """A number of a table; none where there is nothing to show."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if value == round(value) and abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _headline(status: str, verdict: Sequence[_Cell]) -> _Headline:
