@@ -2,11 +2,13 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
 
 from vpd.config import metrics as named
 from vpd.config.losses import FreshAdversary
@@ -15,11 +17,12 @@ from vpd.config.run import RunConfig
 from vpd.errors import RunError
 from vpd.evaluation.l0 import group_sites
 from vpd.evaluation.maskings import DESCRIPTIONS, MASKINGS, WORDS
+from vpd.evaluation.site_places import layer_of
 from vpd.evaluation.suite import budget_key
 
 Metrics = Mapping[str, float]
-_LAYER = re.compile(r"(.*?\.(\d+))\.(.+)")
-ALL, OUTSIDE = "all matrices", "outside the layers"
+Series = dict[str, Float[np.ndarray, " _evals"]]
+ALL = "all matrices"
 
 
 class Masked(NamedTuple):
@@ -86,6 +89,8 @@ class LanguageTables:
         samples: continued prompts.
         samples_step: when they were written.
         note: on a network of which only quantised weights are known.
+        l0: over training, of all matrices and of groups of them.
+        ce: cross-entropy over training by masking, the target's first.
     """
 
     maskings: list[list[Masked]]
@@ -97,18 +102,21 @@ class LanguageTables:
     samples: list[Written]
     samples_step: int | None
     note: str
+    l0: Series
+    ce: Series
 
 
-def language_tables(config: RunConfig, metrics: Metrics, run_dir: Path, quantised: bool) -> LanguageTables:
+def language_tables(config: RunConfig, evals: Sequence[Metrics], run_dir: Path, quantised: bool) -> LanguageTables:
     """What the latest values of all metrics say.
 
     Args:
         config: the pinned run file.
-        metrics: by their full names.
+        evals: the metrics of every evaluation by their full names; a slow one may be in some alone.
         run_dir: the run directory, for the samples of text.
         quantised: whether the weights came from a quantised file.
     """
     listed = config.eval.metrics if config.eval else ()
+    metrics = {name: value for one in evals for name, value in one.items()}
     matrices = matrix_rows(config, metrics)
     step, samples = read_samples(run_dir)
     note = "The weights are those that a quantised file stands for: the dequantised network is decomposed."
@@ -122,6 +130,8 @@ def language_tables(config: RunConfig, metrics: Metrics, run_dir: Path, quantise
         samples=samples,
         samples_step=step,
         note=note if quantised else "",
+        l0=l0_series(config, evals),
+        ce=ce_series(config, evals),
     )
 
 
@@ -158,6 +168,12 @@ def matrix_rows(config: RunConfig, metrics: Metrics) -> list[Matrix]:
     ]
 
 
+def without_matrices(metrics: Metrics, matrices: Sequence[Matrix]) -> dict[str, float]:
+    """The metrics that are no single matrix's."""
+    endings = {f"/{matrix.name}{what}" for matrix in matrices for what in ("", "/alive", "/firing")}
+    return {name: value for name, value in metrics.items() if name[name.find("/") :] not in endings}
+
+
 def _by_site(metrics: Metrics, key: str, ending: str, other: set[str]) -> dict[str, float]:
     found = {
         name.removeprefix(f"{key}/").removesuffix(ending): value
@@ -175,18 +191,6 @@ def _sizes(config: RunConfig, sites: Sequence[str]) -> dict[str, float]:
     }
     members = group_sites(sites, {pattern: [pattern] for pattern in patterns})
     return {site: patterns[pattern] for pattern in patterns for site in members[pattern]}
-
-
-def layer_of(site: str) -> str:
-    """The path of the layer that a matrix lies in."""
-    found = _LAYER.match(site)
-    return found[1] if found else OUTSIDE
-
-
-def kind_of(site: str) -> tuple[str, int]:
-    """What a matrix is in its layer, and the layer's number; outside of layers its own name and 0."""
-    found = _LAYER.match(site)
-    return (found[3], int(found[2])) if found else (site, 0)
 
 
 def sum_rows(config: RunConfig, matrices: Sequence[Matrix]) -> list[Matrix]:
@@ -208,6 +212,33 @@ def sum_rows(config: RunConfig, matrices: Sequence[Matrix]) -> list[Matrix]:
             own = [by_name[site] for site in members]
             rows.append(Matrix(group, "", *(sum(m[i] for m in own) for i in range(2, 6))))
     return rows
+
+
+def l0_series(config: RunConfig, evals: Sequence[Metrics]) -> Series:
+    """L0 of all matrices and of the groups of the run file, by evaluation."""
+    listed = config.eval.metrics if config.eval else ()
+    for metric in listed:
+        if isinstance(metric, named.CI_L0):
+            found: dict[str, list[float]] = {}
+            for i, metrics in enumerate(evals):
+                groups = {
+                    g: metrics[f"{metric.key}/{g}"] for g in metric.groups or {} if f"{metric.key}/{g}" in metrics
+                }
+                sites = _by_site(metrics, metric.key, "", set(groups))
+                for name, value in ({ALL: sum(sites.values())} | groups).items() if sites else ():
+                    found.setdefault(name, [math.nan] * len(evals))[i] = value
+            arrays = {name: np.array(own) for name, own in found.items()}
+            twice = {g for g, x in arrays.items() if g != ALL and np.allclose(x, arrays[ALL], equal_nan=True)}
+            return {name: own for name, own in arrays.items() if name not in twice}
+    return {}
+
+
+def ce_series(config: RunConfig, evals: Sequence[Metrics]) -> Series:
+    """Cross-entropy by masking, the target's first, by evaluation."""
+    listed = config.eval.metrics if config.eval else ()
+    key = next((m.key for m in listed if isinstance(m, named.CEandKLLosses)), None)
+    names = [name for name in WORDS if any(f"{key}/ce_{name}" in metrics for metrics in evals)]
+    return {WORDS[name]: np.array([metrics.get(f"{key}/ce_{name}", math.nan) for metrics in evals]) for name in names}
 
 
 def _positions(listed: Sequence[AnyMetric], metrics: Metrics) -> int | None:

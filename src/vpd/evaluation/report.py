@@ -120,6 +120,7 @@ def _render(run_dir: Path, records: Records) -> str:
     status = _text(run.get("status") or "status unknown")
     verdict_step, verdict = _latest_verdict(records.eval)
     figures_step, figures = _figures(run_dir)
+    language = _language(run_dir, run, records.eval)
     config = run_dir / "config.yaml"
     steps = [step for record in (*records.train, *records.eval) if isinstance(step := record["step"], int)]
     return render_page(
@@ -131,12 +132,12 @@ def _render(run_dir: Path, records: Records) -> str:
         verdict=verdict,
         verdict_step=verdict_step,
         pivot=_pivot(verdict),
-        language=_language(run_dir, run, records.eval),
+        language=language,
         shown=_shown,
         figures=figures,
         figures_step=figures_step,
         metrics=_latest_metrics(records.eval),
-        curves=_curves(records, figures),
+        curves=_curves(records, figures, language),
         facts=_facts(run, records.train),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
@@ -152,7 +153,7 @@ def _language(run_dir: Path, run: Record, evals: Sequence[Record]) -> "LanguageT
 
     source = run.get("target_source")
     quantised = isinstance(source, dict) and source.get("quantised") is True
-    metrics = {metric.name: metric.value for metric in _latest_metrics(evals)}
+    metrics = [{name: _number(value) for name, value in _metrics(record).items()} for record in evals]
     return language_tables(read_run_file(config).config, metrics, run_dir, quantised)
 
 
@@ -236,19 +237,26 @@ def _picture(stem: str, png: bytes, words: Json) -> Picture:
     return picture(stem, png, _text(said.get("title") or stem.replace("_", " ")), _text(said.get("caption") or ""))
 
 
-def _curves(records: Records, drawn: Sequence[Picture]) -> list[Picture]:
+def _curves(records: Records, drawn: Sequence[Picture], language: "LanguageTables | None") -> list[Picture]:
     """Losses and L0 over training, where there is something to draw and the evaluation has not drawn it."""
-    from vpd.evaluation import figures  # matplotlib is slow to import, and reading records needs none of it
+    from vpd.evaluation import (
+        figures,
+        language_figures,
+    )  # matplotlib is slow to import, and reading records needs none of it
 
     pictures: list[Picture] = []
     losses = _series(records.train, "loss/")
-    sparsities = _series([_metrics(record) for record in records.eval], "CI_L0/")
+    evals = [_metrics(record) for record in records.eval]
+    sparsities = _series(evals, "CI_L0/") if language is None else language.l0
     if any(np.any(values > 0) for values in losses.values()):
         figure = figures.loss_curves(_steps(records.train), losses)
         pictures.append(_picture("loss_curves", figures.png(figure), {**figures.CAPTIONS["loss_curves"]}))
     if len(records.eval) > 1 and any(np.any(np.isfinite(values)) for values in sparsities.values()):
         figure = figures.l0_curve(_steps(records.eval), sparsities)
         pictures.append(_picture("l0_curve", figures.png(figure), {**figures.CAPTIONS["l0_curve"]}))
+    if language is not None and len(records.eval) > 1 and language.ce:
+        figure = language_figures.ce_curve(_steps(records.eval), language.ce, next(iter(language.ce)))
+        pictures.append(_picture("ce_curve", figures.png(figure), {**language_figures.CAPTIONS["ce_curve"]}))
     stems = {picture.stem for picture in drawn}
     return [picture for picture in pictures if picture.stem not in stems]
 
