@@ -5,7 +5,7 @@ from typing import Any  # a seam is called with whatever a model hands it
 import jax
 import jax.numpy as jnp
 import numpy as np
-from objective.scenes import normal
+from objective.scenes import jit, normal
 from targets.language_models import MODELS, tokens
 
 from vpd.decomposition import Components, ComponentSet, Site, SiteMask, dense, unstacked
@@ -47,6 +47,9 @@ class Plain:
         self.prefix = ""
         return h
 
+    def scan(self, layers: Any, body: Any, carry: Any) -> Any:
+        raise AssertionError("language models go through their layers part by part")
+
 
 def sites_of(model: LanguageModel, sizes: dict[str, int]) -> tuple[Site, ...]:
     """Sites by the ends of their paths, stacked where several layers have them."""
@@ -79,7 +82,7 @@ def language_scene(
     model = MODELS[name](n_layers)
     sites, batch = sites_of(model, sizes), tokens()
     model = cut_for(model, sites)
-    clean = jax.jit(lambda m, x: clean_forward(m, x)[0])(model, batch)
+    clean = jit(lambda m, x: clean_forward(m, x)[0])(model, batch)
     ci = {
         s.name: jnp.clip(0.5 + normal(*s.stack, *batch.shape, s.C, key=50 + i), 0.0, 1.0) for i, s in enumerate(sites)
     }
@@ -98,9 +101,15 @@ def by_matrix(scene: Scene, masks: dict[str, SiteMask]) -> tuple[dict[str, Compo
 
 def plain_forward(scene: Scene, masks: dict[str, SiteMask] | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Logits and the output of every matrix."""
+    logits, outputs = _plain(scene, masks or {})
+    return np.asarray(logits), {name: np.asarray(y) for name, y in outputs.items()}
+
+
+@jit
+def _plain(scene: Scene, masks: dict[str, SiteMask]) -> tuple[jax.Array, dict[str, jax.Array]]:
     seam = Plain(*by_matrix(scene, masks)) if masks else Plain()
-    logits = scene.target.forward(scene.batch, seam)  # type: ignore[arg-type]  # a seam without scans
-    return np.asarray(dense(logits)), {name: np.asarray(y) for name, y in seam.outputs.items()}
+    logits = scene.target.forward(scene.batch, seam)
+    return dense(logits), seam.outputs
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:

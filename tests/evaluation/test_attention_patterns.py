@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from evaluation.language_scenes import language_scene, plain_forward
+from objective.scenes import jit
 from targets.language_models import MODELS, SCALING
 
 from vpd.errors import RunError
@@ -96,7 +97,7 @@ def test_against_brute_force(name: str, which: str, n_layers: int) -> None:
     masking = "stoch_masked" if which == ALL else "ci_masked"
     metric = AttentionMetric(*GLOBS[name], HEADS[name][0], masking)
     check_attention("m", metric, scene.target)
-    got = jax.jit(lambda s, c: attention_divergence(metric, s, c, KEY))(scene, ci)
+    got = jit(lambda s, c: attention_divergence(metric, s, c, KEY))(scene, ci)
     _, clean = plain_forward(scene)
     _, masked = plain_forward(scene, masks_of(masking, scene, ci, KEY))
     prefix = GLOBS[name][0].partition(".*.")[0]
@@ -110,7 +111,7 @@ def test_against_brute_force(name: str, which: str, n_layers: int) -> None:
 def test_a_glob_of_one_layer_measures_that_layer() -> None:
     scene, ci = language_scene("simple_mlp", SIZES["simple_mlp", ALL])
     metric = AttentionMetric("h.1.attn.q_proj", "h.1.attn.k_proj", 2, "ci_masked")
-    got = jax.jit(lambda s, c: attention_divergence(metric, s, c, KEY))(scene, ci)
+    got = jit(lambda s, c: attention_divergence(metric, s, c, KEY))(scene, ci)
     assert set(got) == {"h.1"}
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from evaluation.language_scenes import plain_forward
+from objective.scenes import jit
 from targets.language_models import VOCAB, simple_mlp
 
 from vpd.config import read_run_file
@@ -86,16 +87,22 @@ def metrics(step: int = 0) -> dict[str, float]:
     return suite.evaluate(decomposition, {}, step).metrics
 
 
+@jit
+def _clean_and_ci(model: LanguageModel, decomposition: Decomposition, batch: jax.Array):
+    problem = scene()[1]
+    return clean_forward(model, batch, problem.sites)[0], lower_importances(problem, model, decomposition, batch)
+
+
+@cache
 def batch_scene(index: int) -> tuple[Scene, dict[str, jax.Array]]:
     model, problem, decomposition, _ = scene()
     batch = draw(jnp.uint32(3), jnp.int32(index))
-    clean, _ = clean_forward(model, batch, problem.sites)
-    ci = lower_importances(problem, model, decomposition, batch)
+    clean, ci = _clean_and_ci(model, decomposition, batch)
     return Scene(model, decomposition.components, batch, clean, problem.sites, (B, T), True), ci
 
 
 def test_losses_are_means_over_batches_and_the_fraction_is_formed_in_each() -> None:
-    losses = jax.jit(lambda s, c, k: masked_losses(s, c, k, 0.2))
+    losses = jit(lambda s, c, k: masked_losses(s, c, k, 0.2))
     each = [losses(*batch_scene(i), stream(3, "eval/CEandKLLosses", i)) for i in range(N_BATCHES)]
     got = metrics()
     np.testing.assert_allclose(got["CEandKLLosses/ce_target"], np.mean([x.clean for x in each]), rtol=1e-5)
@@ -145,10 +152,10 @@ def test_rarely_firing_is_not_firing() -> None:
     name = "h.1.attn.q_proj"
     active = {s: np.zeros_like(np.asarray(x)) for s, x in found.sums.active.items()}
     active[name][:, :2], active[name][:, 2] = 2.0, 3.0
-    sums = replace(found.sums, active=active, positions=np.float32(2_000_000))
+    sums = replace(found.sums, active=active, positions=np.asarray(2e6, np.float32))
     key = f"ComponentActivationDensity/{name}/firing"
     assert suite._scalars(sums, 0.0, 0)[key] == 1
-    assert suite._scalars(replace(sums, positions=np.float32(500_000)), 0.0, 0)[key] == 3
+    assert suite._scalars(replace(sums, positions=np.asarray(5e5, np.float32)), 0.0, 0)[key] == 3
 
 
 def test_the_same_evaluation_twice_and_another_one() -> None:
@@ -206,7 +213,7 @@ def test_samples_continue_as_the_target_does() -> None:
     written = suite.writer.write(faithful())
     prompts = np.asarray(draw(jnp.uint32(3), jnp.int32(0)))[:PROMPTS]
     assert written.prompts == prompts.tolist()
-    forward = jax.jit(lambda m, x: clean_forward(m, x)[0][:, -1])
+    forward = jit(lambda m, x: clean_forward(m, x)[0][:, -1])
     window, expected = jnp.asarray(prompts), []
     for _ in range(NEW_TOKENS):
         new = jnp.argmax(forward(model, window), axis=-1).astype(jnp.int32)

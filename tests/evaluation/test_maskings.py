@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from evaluation.language_scenes import language_scene, log_softmax, plain_forward
+from objective.scenes import jit
 
 from vpd.evaluation.maskings import DESCRIPTIONS, MASKINGS, WORDS, Masking, as_metrics, masked_losses, masks_of
 from vpd.objective import Scene
@@ -21,6 +22,7 @@ def scene(use_delta: bool = True) -> tuple[Scene, dict[str, jax.Array]]:
     return language_scene("simple_mlp", SIZES, n_layers=4, use_delta=use_delta)
 
 
+@cache
 def masks(masking: Masking, use_delta: bool = True):
     own, ci = scene(use_delta)
     return masks_of(masking, own, ci, jax.random.fold_in(KEY, MASKINGS.index(masking)), THRESHOLD)
@@ -29,7 +31,7 @@ def masks(masking: Masking, use_delta: bool = True):
 @cache
 def losses():
     own, ci = scene()
-    return jax.jit(lambda s, c: masked_losses(s, c, KEY, THRESHOLD))(own, ci)
+    return jit(lambda s, c: masked_losses(s, c, KEY, THRESHOLD))(own, ci)
 
 
 def test_the_scene_has_stacks_and_single_sites() -> None:
