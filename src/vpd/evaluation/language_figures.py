@@ -98,10 +98,15 @@ def layer_map(l0: Mapping[str, float], alive: Mapping[str, float]) -> Figure:
 
     Args:
         l0: of every matrix, as a part of its C.
-        alive: likewise.
+        alive: likewise. Matrices outside of the layers are left out, where there are layers.
     """
     given = {"in use at a position (L0 / C)": l0, "alive (mean CI above the cut)": alive}
-    drawn = {title: shares for title, shares in given.items() if shares}
+    inside = any(place_of(site)[1] is not None for site in l0 or alive)
+    drawn = {
+        title: {site: share for site, share in shares.items() if not inside or place_of(site)[1] is not None}
+        for title, shares in given.items()
+        if shares
+    }
     kinds = list(by_kind(next(iter(drawn.values()))))
     layers = sorted({place_of(site)[1] or 0 for shares in drawn.values() for site in shares})
     figure = Figure(figsize=(9, min(max(0.3 * len(layers), 1.2), 7.0) + 2.2))

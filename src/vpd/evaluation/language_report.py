@@ -20,7 +20,7 @@ from vpd.evaluation.maskings import DESCRIPTIONS, MASKINGS, WORDS
 from vpd.evaluation.site_places import layer_of
 from vpd.evaluation.suite import budget_key
 
-Metrics = Mapping[str, float]
+Metrics = Mapping[str, float | int]
 Series = dict[str, Float[np.ndarray, " _evals"]]
 ALL = "all matrices"
 
@@ -168,7 +168,7 @@ def matrix_rows(config: RunConfig, metrics: Metrics) -> list[Matrix]:
     ]
 
 
-def without_matrices(metrics: Metrics, matrices: Sequence[Matrix]) -> dict[str, float]:
+def without_matrices(metrics: Metrics, matrices: Sequence[Matrix]) -> dict[str, float | int]:
     """The metrics that are no single matrix's."""
     endings = {f"/{matrix.name}{what}" for matrix in matrices for what in ("", "/alive", "/firing")}
     return {name: value for name, value in metrics.items() if name[name.find("/") :] not in endings}
@@ -176,7 +176,7 @@ def without_matrices(metrics: Metrics, matrices: Sequence[Matrix]) -> dict[str, 
 
 def _by_site(metrics: Metrics, key: str, ending: str, other: set[str]) -> dict[str, float]:
     found = {
-        name.removeprefix(f"{key}/").removesuffix(ending): value
+        name.removeprefix(f"{key}/").removesuffix(ending): float(value)
         for name, value in metrics.items()
         if name.startswith(f"{key}/") and name.endswith(ending)
     }
@@ -210,7 +210,7 @@ def sum_rows(config: RunConfig, matrices: Sequence[Matrix]) -> list[Matrix]:
         if members and frozenset(members) not in known:
             known.add(frozenset(members))
             own = [by_name[site] for site in members]
-            rows.append(Matrix(group, "", *(sum(m[i] for m in own) for i in range(2, 6))))
+            rows.append(Matrix(group, "", *(float(sum(m[i] for m in own)) for i in range(2, 6))))
     return rows
 
 
@@ -296,6 +296,10 @@ def _written(one: Mapping[str, Mapping[str, Mapping[str, object]]]) -> Written:
 
 
 def _text(told: Mapping[str, object]) -> str:
-    """The text, or the token ids where there was no tokenizer."""
+    """The text on one line, or the token ids where there was no tokenizer."""
     ids = told.get("ids")
-    return str(told["text"]) if "text" in told else " ".join(map(str, ids if isinstance(ids, list) else []))
+    return (
+        str(told["text"]).replace("\n", "↵")
+        if "text" in told
+        else " ".join(map(str, ids if isinstance(ids, list) else []))
+    )

@@ -157,7 +157,7 @@ def _language(run_dir: Path, run: Record, evals: Sequence[Record]) -> "LanguageT
     return language_tables(read_run_file(config).config, metrics, run_dir, quantised)
 
 
-def _shown(value: float | None) -> str:
+def _shown(value: float | int | None) -> str:
     """A number of a table; none where there is nothing to show."""
     if value is None or not math.isfinite(value):
         return "–"
