@@ -1,6 +1,5 @@
 """The tables of a language model's report, from its pinned run file and its evaluations (method.md §10)."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import BaseModel, ValidationError
 
 from vpd.config import metrics as named
 from vpd.config.losses import FreshAdversary
@@ -284,22 +284,29 @@ def read_samples(run_dir: Path) -> tuple[int | None, list[Written]]:
         return None, []
     path = found[max(found)]
     try:
-        prompts = json.loads(path.read_text(encoding="utf-8"))["prompts"]
-        return max(found), [_written(one) for one in prompts]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        samples = _Samples.model_validate_json(path.read_bytes())
+    except ValidationError:
         raise RunError(f"{path} holds no samples of text: restore it, or delete it to do without.") from None
+    return max(found), [_written(sample) for sample in samples.prompts]
 
 
-def _written(one: Mapping[str, Mapping[str, Mapping[str, object]]]) -> Written:
-    rows = [(WORDS.get(name, name), _text(new)) for name, new in one["continuations"].items()]
-    return Written(_text(one), rows)
+class _Told(BaseModel):
+    ids: list[int]
+    text: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The text on one line, or the token ids where there was no tokenizer."""
+        return " ".join(map(str, self.ids)) if self.text is None else self.text.replace("\n", "↵")
 
 
-def _text(told: Mapping[str, object]) -> str:
-    """The text on one line, or the token ids where there was no tokenizer."""
-    ids = told.get("ids")
-    return (
-        str(told["text"]).replace("\n", "↵")
-        if "text" in told
-        else " ".join(map(str, ids if isinstance(ids, list) else []))
-    )
+class _Sample(_Told):
+    continuations: dict[str, _Told]
+
+
+class _Samples(BaseModel):
+    prompts: list[_Sample]
+
+
+def _written(sample: _Sample) -> Written:
+    return Written(sample.shown, [(WORDS.get(name, name), new.shown) for name, new in sample.continuations.items()])
