@@ -166,6 +166,14 @@ def test_the_console_leaves_single_matrices_out(config: RunConfig) -> None:
     } <= set(left)
 
 
+def test_the_console_has_sums(config: RunConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    from vpd.commands.tables import print_sums
+
+    print_sums(sum_rows(config, matrix_rows(config, metrics())))
+    out = capsys.readouterr().out
+    assert re.search(r"all matrices\W+2,176\W+24\W+252\W+132", out) and "_proj" not in out
+
+
 def test_probes_go_by_budget_and_zero_stands_beside(config: RunConfig) -> None:
     assert config.eval is not None
     rows = probe_rows(config.eval.metrics, metrics())
