@@ -112,6 +112,14 @@ def test_a_thousand_matrices_are_folded(tmp_path: Path, config: RunConfig) -> No
     assert "dequantised" not in html and "What it writes" not in html
 
 
+@pytest.mark.parametrize(("ok", "said"), [(True, "every measure holds"), (False, "1 of 1 measures fails")])
+def test_a_language_model_is_never_called_solved(tmp_path: Path, config: RunConfig, ok: bool, said: str) -> None:
+    run = make_run(tmp_path / "run", config, metrics())
+    row = {"measure": "m", "site": "", "value": 1.0, "expected": "2", "ok": ok}
+    (run / "metrics.jsonl").write_text(json.dumps({"kind": "eval", "step": 0, "metrics": metrics(), "verdict": [row]}))
+    assert f"<h1>Finished: {said}</h1>" in write_report(run).read_text()
+
+
 def test_a_toy_has_none_of_it(tmp_path: Path, config: RunConfig) -> None:
     run = make_run(tmp_path / "run", config, metrics(), target="tms")
     assert "What it still predicts" not in write_report(run).read_text()

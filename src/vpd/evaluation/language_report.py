@@ -297,7 +297,7 @@ class _Told(BaseModel):
     @property
     def shown(self) -> str:
         """The text on one line, or the token ids where there was no tokenizer."""
-        return " ".join(map(str, self.ids)) if self.text is None else self.text.replace("\n", "↵")
+        return " ".join(map(str, self.ids)) if self.text is None else self.text.replace("\n", "↵ ")
 
 
 class _Sample(_Told):

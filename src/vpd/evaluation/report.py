@@ -128,7 +128,7 @@ def _render(run_dir: Path, records: Records) -> str:
         name=_text(run.get("run_id") or run_dir.resolve().name),
         status=status,
         step=max(steps, default=None),
-        headline=_headline(status, verdict),
+        headline=_headline(status, verdict, "Finished" if language else None),
         verdict=verdict,
         verdict_step=verdict_step,
         pivot=_pivot(verdict),
@@ -164,8 +164,14 @@ def _shown(value: float | int | None) -> str:
     return f"{value:,.0f}" if value == round(value) and abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _headline(status: str, verdict: Sequence[_Cell]) -> _Headline:
-    """The answer first: is the network taken apart? Only a finished run is called solved or not."""
+def _headline(status: str, verdict: Sequence[_Cell], finished: str | None = None) -> _Headline:
+    """The answer first: is the network taken apart? Only a finished run is called solved or not.
+
+    Args:
+        status: of the run.
+        verdict: its rows.
+        finished: what is said instead of that, where no one knows the solution.
+    """
     judged = [cell for cell in verdict if cell.ok is not None]
     failed = sum(cell.ok is False for cell in judged)
     if not judged:
@@ -175,7 +181,9 @@ def _headline(status: str, verdict: Sequence[_Cell]) -> _Headline:
     if status != "finished":
         lead = {"running": "Still running", "stopped": "Stopped before the end"}.get(status, status.capitalize())
         return _Headline(f"{lead}: {of if failed else 'every measure holds'} so far", "")
-    return _Headline(f"Not solved: {of}", "bad") if failed else _Headline("Solved: every measure holds", "good")
+    if failed:
+        return _Headline(f"{finished or 'Not solved'}: {of}", "bad")
+    return _Headline(f"{finished or 'Solved'}: every measure holds", "good")
 
 
 def _latest_verdict(evals: Sequence[Record]) -> tuple[int | None, list[_Cell]]:
