@@ -209,8 +209,8 @@ def sum_rows(config: RunConfig, matrices: Sequence[Matrix]) -> list[Matrix]:
     for group, members in groups.items():
         if members and frozenset(members) not in known:
             known.add(frozenset(members))
-            own = [by_name[site] for site in members]
-            rows.append(Matrix(group, "", *(float(sum(m[i] for m in own)) for i in range(2, 6))))
+            columns = zip(*(by_name[site][2:] for site in members), strict=True)
+            rows.append(Matrix(group, "", *(float(sum(column)) for column in columns)))
     return rows
 
 
