@@ -18,6 +18,7 @@ from vpd.config.run import Eval, RunConfig
 from vpd.config.targets import FeatureData, LMTarget, PythonTarget, StoredTarget, TokenData
 from vpd.data.build import Sampler, feature_batches, prepared_folder, sampled_batches, sequence_batches, text_batches
 from vpd.data.feed import Batches, Given, HostBatches, Reader, in_program, shape_given
+from vpd.data.text import tokenizer_for
 from vpd.errors import NonFiniteError, RunError
 from vpd.evaluation.drawing import write_figures
 from vpd.evaluation.report import write_report
@@ -29,7 +30,7 @@ from vpd.run_directory import RunDirectory, create_run_directory, refuse_unwrita
 from vpd.signals import StopSignals
 from vpd.targets import GPT2, TMS, Induction, LanguageModel, Llama, LlamaSimpleMLP, ResidMLP, Target, frozen_weights
 from vpd.targets.build import build_toy, fresh_target, load_stored
-from vpd.targets.checkpoint import load_language_model
+from vpd.targets.checkpoint import load_language_model, source_facts
 from vpd.targets.fingerprint import weights_fingerprint
 from vpd.targets.traced import TracedTarget
 from vpd.targets.traced_build import refuse_another_network, refuse_missing_network
@@ -327,13 +328,12 @@ def reopened_target(directory: RunDirectory, config: RunConfig, traced: TracedTa
 
 def _facts(config: RunConfig, run_id: str, target: AnyTarget) -> Mapping[str, object]:
     facts: dict[str, object] = common_facts(run_id, config.pd.seed) | {"target": config.target_kind}
-    match target:
-        case TracedTarget():
-            facts["fingerprint"] = target.fingerprint()
-        case LlamaSimpleMLP() | Llama() | GPT2():
-            facts["target_weights"] = weights_fingerprint(target)
-        case _:
-            pass
+    if isinstance(target, TracedTarget):
+        facts["fingerprint"] = target.fingerprint()
+    if isinstance(target, LanguageModel) and isinstance(config.target, LMTarget):
+        came = source_facts(config.target.spec)
+        facts["target_weights"] = weights_fingerprint(target)
+        facts["target_source"] = {"source": came.source, "format": came.format, "quantised": came.quantised}
     return facts
 
 
@@ -450,9 +450,19 @@ class _Recorder:
                 found,
                 self._experiment.target,
                 state.decomposition,
+                self._samples(state),
             )
         record = {"kind": "eval", "step": step, "metrics": found.metrics, "verdict": found.verdict}
         self._directory.append_record(record | {"time": round(time.monotonic() - self._began, 3)})
+
+    def _samples(self, state: TrainState) -> Mapping[str, object] | None:
+        """Text under each masking; token ids alone where the tokenizer is not at hand."""
+        if self._suite is None or self._suite.writer is None:
+            return None
+        data = self._experiment.config.data
+        assert isinstance(data, TokenData)
+        tokenizer = tokenizer_for(data.tokenizer_name, tokenized=True)
+        return self._suite.writer.write(state.decomposition).as_record(tokenizer)
 
     def _is_slow(self, config: Eval, step: int) -> bool:
         if step == 0:

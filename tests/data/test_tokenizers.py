@@ -44,6 +44,13 @@ def test_glassllm_as_its_own_code(language: str) -> None:
 
 
 @needs_glassllm
+def test_glassllm_gives_text_back() -> None:
+    tokenizer = load_tokenizer("package:glassllm")
+    text = "The state of the Union,\n\n  and so on."
+    assert tokenizer.decode(tokenizer.encode([text])[0].tolist()) == text
+
+
+@needs_glassllm
 def test_a_package_alone_means_its_english_tokenizer() -> None:
     english = load_tokenizer("package:glassllm/weights/en.tokenizer.json")
     assert load_tokenizer("package:glassllm").sha256 == english.sha256

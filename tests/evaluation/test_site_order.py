@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from vpd.decomposition import Site
 from vpd.evaluation.accumulate import Sums, in_order, sums_in_order
 
 SITES = tuple(f"layers.{i}.{part}" for i in (0, 2, 10) for part in ("mlp_in", "mlp_out"))
@@ -20,7 +21,7 @@ def test_all_sums_are_ordered() -> None:
     by_site = {site: jnp.ones(()) for site in sorted(SITES)}
     zero = jnp.zeros(())
     sums = Sums(zero, {}, {}, {"term": by_site}, {"term": by_site}, {"term": by_site}, by_site, by_site, {})
-    got = sums_in_order(sums, SITES)
+    got = sums_in_order(sums, [Site(name, 1, 1, 1) for name in SITES])
     nested = (got.hidden_errors["term"], got.hidden_elements["term"], got.minimality["term"])
     assert all(list(x) == list(SITES) for x in (*nested, got.active, got.ci))
     assert got.histogram == {}

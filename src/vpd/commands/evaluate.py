@@ -6,8 +6,9 @@ from pathlib import Path
 import typer
 
 from vpd.analysis.run import Run, open_run
-from vpd.commands.tables import number, print_verdict
+from vpd.commands.tables import number, print_sums, print_verdict
 from vpd.config.run import Eval
+from vpd.evaluation.language_report import matrix_rows, sum_rows, without_matrices
 from vpd.evaluation.suite import Evaluation, Suite
 from vpd.experiment import batches as evaluation_batches
 from vpd.run_directory import finite
@@ -33,7 +34,13 @@ def evaluate_command(path: Path, step: int | None, batches: int | None, as_json:
         return
     if found.verdict:
         print_verdict(found.verdict, f"{run.path.name}, step {run.step}: {'solved' if found.solved else 'not solved'}")
-    for name, value in found.metrics.items():
+    shown = found.metrics
+    if run.config.target_kind == "lm":
+        matrices = matrix_rows(run.config, found.metrics)
+        shown = without_matrices(found.metrics, matrices)
+        if matrices:
+            print_sums(sum_rows(run.config, matrices))
+    for name, value in shown.items():
         typer.echo(f"{name:48s} {number(value)}")
 
 

@@ -1,10 +1,13 @@
 """Verdicts as tables on the terminal."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
+
+from vpd.evaluation.language_report import Matrix
 
 Row = Mapping[str, object]
 
@@ -28,6 +31,17 @@ def print_verdict(rows: Sequence[Row], title: str) -> None:
         cells = [_cell(at.get((measure, site))) for site in sites]
         expected = dict.fromkeys(str(at[measure, s]["expected"]) for s in sites if (measure, s) in at)
         table.add_row(measure, *cells, " / ".join(filter(None, expected)))
+    results_console().print(table)
+
+
+def print_sums(rows: Sequence[Matrix]) -> None:
+    """Numbers of subcomponents, summed over groups of matrices."""
+    table = Table(title="subcomponents", title_justify="left")
+    table.add_column("sum over")
+    for column in ("C", "L0", "alive", "fires"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(row.name, *("" if math.isnan(x) else f"{x:,.6g}" for x in row[2:]))
     results_console().print(table)
 
 

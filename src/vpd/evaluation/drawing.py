@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +13,17 @@ from matplotlib.figure import Figure
 from vpd.config import metrics as named
 from vpd.config.metrics import AnyMetric
 from vpd.config.sites import matches
-from vpd.evaluation import figures, induction_figures
+from vpd.evaluation import figures, induction_figures, language_figures
 from vpd.evaluation.accumulate import HISTOGRAM_BINS, Pass, Sums
 from vpd.evaluation.ground_truth import live_subcomponents
 from vpd.evaluation.identity import densest_columns, match_columns
 from vpd.evaluation.induction import CONTRAST
 from vpd.evaluation.induction_figures import induction_plot
 from vpd.evaluation.suite import ALIVE_MEAN_CI, Evaluation
-from vpd.targets import TMS, Target
+from vpd.targets import TMS, LanguageModel, Target
 from vpd.training.state import Decomposition
 
-CAPTIONS = figures.CAPTIONS | induction_figures.CAPTIONS
+CAPTIONS = figures.CAPTIONS | induction_figures.CAPTIONS | language_figures.CAPTIONS
 
 
 def write_figures(
@@ -33,6 +33,7 @@ def write_figures(
     found: Evaluation,
     target: Target,
     decomposition: Decomposition,
+    samples: Mapping[str, object] | None = None,
 ) -> Path:
     """Draw what the run file names, and for a plane of features their directions; returns the folder.
 
@@ -43,6 +44,7 @@ def write_figures(
         found: its result.
         target: the frozen network.
         decomposition: the parameters that were evaluated.
+        samples: text under each masking, for language models.
     """
     final = run_dir / "figures" / str(found.step)
     draft = final.with_name(f".{final.name}.{os.getpid()}")
@@ -52,10 +54,16 @@ def write_figures(
     for name, figure in _figures(metrics, what, found, target, decomposition):
         (draft / f"{name}.png").write_bytes(figures.png(figure))
         captions[name] = CAPTIONS[name]
-    (draft / "captions.json").write_text(json.dumps(captions, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write_json(draft / "captions.json", captions)
+    if samples is not None:
+        _write_json(draft / "samples.json", samples)
     shutil.rmtree(final, ignore_errors=True)
     os.rename(draft, final)
     return final
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _figures(
@@ -79,23 +87,49 @@ def _figures(
                 arrays = {s: (np.asarray(p.V), np.asarray(p.U)) for s, p in pieces.items()}
                 yield "uv_plot", figures.uv_plot(arrays, order, {s: live[s] for s in order})
             case named.CIHistograms():
-                edges = np.linspace(0.0, 1.0, HISTOGRAM_BINS + 1)
-                yield "ci_histogram", figures.ci_histogram({s: np.asarray(x) for s, x in sums.histogram.items()}, edges)
+                counts = {s: np.asarray(x) for s, x in sums.histogram.items()}
+                yield "ci_histogram", _histogram(counts)
             case named.ComponentActivationDensity(ci_alive_threshold=threshold):
                 i = what.thresholds.index(threshold)
-                yield (
-                    "activation_density",
-                    figures.activation_density(
-                        {s: np.asarray(active)[i] / N for s, active in sums.active.items()}, threshold
-                    ),
-                )
+                density = {s: np.asarray(active)[i] / N for s, active in sums.active.items()}
+                yield "activation_density", _density(density, threshold)
             case named.CIMeanPerComponent():
-                yield (
-                    "ci_mean_spectrum",
-                    figures.ci_mean_spectrum({s: np.asarray(x) / N for s, x in sums.ci.items()}, ALIVE_MEAN_CI),
-                )
+                yield "ci_mean_spectrum", _spectrum({s: np.asarray(x) / N for s, x in sums.ci.items()})
+            case named.CI_L0(ci_alive_threshold=threshold) if isinstance(target, LanguageModel):
+                yield "layer_map", _layer_map(sums, what.thresholds.index(threshold))
             case _:
                 pass
+
+
+def _crowded(by_site: Mapping[str, object]) -> bool:
+    """Whether the matrices are too many for a panel each."""
+    return len(by_site) > figures.MAX_SITES
+
+
+def _histogram(counts: dict[str, np.ndarray]) -> Figure:
+    edges = np.linspace(0.0, 1.0, HISTOGRAM_BINS + 1)
+    return (language_figures.histograms_by_kind if _crowded(counts) else figures.ci_histogram)(counts, edges)
+
+
+def _density(density: dict[str, np.ndarray], threshold: float) -> Figure:
+    if not _crowded(density):
+        return figures.activation_density(density, threshold)
+    title = f"{CAPTIONS['activation_density']['title']} (lower CI above {threshold:g})"
+    return language_figures.spectra_by_kind(density, None, title, "fraction of positions", "fire")
+
+
+def _spectrum(mean_ci: dict[str, np.ndarray]) -> Figure:
+    if not _crowded(mean_ci):
+        return figures.ci_mean_spectrum(mean_ci, ALIVE_MEAN_CI)
+    title = CAPTIONS["ci_mean_spectrum"]["title"]
+    return language_figures.spectra_by_kind(mean_ci, ALIVE_MEAN_CI, title, "mean lower CI", "alive")
+
+
+def _layer_map(sums: Sums, threshold: int) -> Figure:
+    N = float(sums.positions)
+    l0 = {s: float(np.sum(active[threshold])) / N / active.shape[-1] for s, active in sums.active.items()}
+    alive = {s: float(np.mean(np.asarray(ci) / N > ALIVE_MEAN_CI)) for s, ci in sums.ci.items()}
+    return language_figures.layer_map(l0, alive)
 
 
 def _orders(metric: named.PermutedPlots, found: Evaluation) -> dict[str, Int[np.ndarray, " C"]]:

@@ -249,7 +249,7 @@ def loss_curves(steps: Steps, series: Series, total: str = "total") -> Figure:
         ValueError: when no value can be drawn on a log scale.
     """
     drawn = _finite({name: np.where(values > 0, values, np.nan) for name, values in series.items()})
-    figure, ax = _curves(steps, drawn, thick=total)
+    figure, ax = curves(steps, drawn, thick=total)
     ax.set(yscale="log", ylabel="loss (log)")
     absent = ", ".join(name for name in series if name not in drawn)
     return titled(figure, CAPTIONS["loss_curves"]["title"], note=f" (nothing to draw for {absent})" if absent else "")
@@ -264,7 +264,7 @@ def l0_curve(steps: Steps, series: Series) -> Figure:
     """
     given = _finite(series)
     sites = shown_sites(given)
-    figure, ax = _curves(steps, {s: given[s] for s in sites})
+    figure, ax = curves(steps, {s: given[s] for s in sites})
     every = np.concatenate([given[s] for s in sites])
     low, high = float(np.nanmin(every)), float(np.nanmax(every))
     log = low > 0 and high > 20 * low
@@ -386,7 +386,7 @@ def _floored(ax: Axes, values: np.ndarray, alive: np.ndarray, floor: float) -> N
     ax.grid(axis="y")
 
 
-def _curves(steps: Steps, series: Series, thick: str | None = None) -> tuple[Figure, Axes]:
+def curves(steps: Steps, series: Series, thick: str | None = None) -> tuple[Figure, Axes]:
     """One line a series over the training step, the legend below so that it covers nothing."""
     columns = min(2 if max(map(len, series)) > 16 else 4, len(series))
     figure = Figure(figsize=(9, 4.0 + 0.22 * math.ceil(len(series) / columns)))

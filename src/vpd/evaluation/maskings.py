@@ -35,6 +35,17 @@ DESCRIPTIONS: Mapping[Masking, str] = {
     "ci_shuffled": "the importances of each position dealt to other subcomponents of the same matrix: equal L0",
     "stoch_shuffled": "masks drawn from importances so dealt",
 }
+WORDS: Mapping[str, str] = {
+    "target": "target",
+    "ci_masked": "importances as masks",
+    "unmasked": "unmasked",
+    "stoch_masked": "stochastic",
+    "random_masked": "random",
+    "rounded_masked": "rounded",
+    "zero_masked": "zero",
+    "ci_shuffled": "importances, shuffled",
+    "stoch_shuffled": "stochastic, shuffled",
+}
 Importances = Mapping[str, Float[Array, "..."]]
 Scalar = Float[Array | np.ndarray, ""]
 

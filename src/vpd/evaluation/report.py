@@ -6,13 +6,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 
 from vpd.errors import RunError
 from vpd.evaluation.page import Picture, picture, render_page
+
+if TYPE_CHECKING:
+    from vpd.evaluation.language_report import LanguageTables
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Record: TypeAlias = dict[str, Json]
@@ -117,6 +120,7 @@ def _render(run_dir: Path, records: Records) -> str:
     status = _text(run.get("status") or "status unknown")
     verdict_step, verdict = _latest_verdict(records.eval)
     figures_step, figures = _figures(run_dir)
+    language = _language(run_dir, run, records.eval)
     config = run_dir / "config.yaml"
     steps = [step for record in (*records.train, *records.eval) if isinstance(step := record["step"], int)]
     return render_page(
@@ -124,21 +128,50 @@ def _render(run_dir: Path, records: Records) -> str:
         name=_text(run.get("run_id") or run_dir.resolve().name),
         status=status,
         step=max(steps, default=None),
-        headline=_headline(status, verdict),
+        headline=_headline(status, verdict, "Finished" if language else None),
         verdict=verdict,
         verdict_step=verdict_step,
         pivot=_pivot(verdict),
+        language=language,
+        shown=_shown,
         figures=figures,
         figures_step=figures_step,
         metrics=_latest_metrics(records.eval),
-        curves=_curves(records, figures),
+        curves=_curves(records, figures, language),
         facts=_facts(run, records.train),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
 
 
-def _headline(status: str, verdict: Sequence[_Cell]) -> _Headline:
-    """The answer first: is the network taken apart? Only a finished run is called solved or not."""
+def _language(run_dir: Path, run: Record, evals: Sequence[Record]) -> "LanguageTables | None":
+    """The tables of a language model; other targets have none."""
+    config = run_dir / "config.yaml"
+    if run.get("target") != "lm" or not config.is_file():
+        return None
+    from vpd.config import read_run_file  # what a toy's report does without is slow to import
+    from vpd.evaluation.language_report import language_tables
+
+    source = run.get("target_source")
+    quantised = isinstance(source, dict) and source.get("quantised") is True
+    metrics = [{name: _number(value) for name, value in _metrics(record).items()} for record in evals]
+    return language_tables(read_run_file(config).config, metrics, run_dir, quantised)
+
+
+def _shown(value: float | int | None) -> str:
+    """A number of a table; none where there is nothing to show."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if value == round(value) and abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _headline(status: str, verdict: Sequence[_Cell], finished: str | None = None) -> _Headline:
+    """The answer first: is the network taken apart? Only a finished run is called solved or not.
+
+    Args:
+        status: of the run.
+        verdict: its rows.
+        finished: what is said instead of that, where no one knows the solution.
+    """
     judged = [cell for cell in verdict if cell.ok is not None]
     failed = sum(cell.ok is False for cell in judged)
     if not judged:
@@ -148,7 +181,9 @@ def _headline(status: str, verdict: Sequence[_Cell]) -> _Headline:
     if status != "finished":
         lead = {"running": "Still running", "stopped": "Stopped before the end"}.get(status, status.capitalize())
         return _Headline(f"{lead}: {of if failed else 'every measure holds'} so far", "")
-    return _Headline(f"Not solved: {of}", "bad") if failed else _Headline("Solved: every measure holds", "good")
+    if failed:
+        return _Headline(f"{finished or 'Not solved'}: {of}", "bad")
+    return _Headline(f"{finished or 'Solved'}: every measure holds", "good")
 
 
 def _latest_verdict(evals: Sequence[Record]) -> tuple[int | None, list[_Cell]]:
@@ -210,19 +245,26 @@ def _picture(stem: str, png: bytes, words: Json) -> Picture:
     return picture(stem, png, _text(said.get("title") or stem.replace("_", " ")), _text(said.get("caption") or ""))
 
 
-def _curves(records: Records, drawn: Sequence[Picture]) -> list[Picture]:
+def _curves(records: Records, drawn: Sequence[Picture], language: "LanguageTables | None") -> list[Picture]:
     """Losses and L0 over training, where there is something to draw and the evaluation has not drawn it."""
-    from vpd.evaluation import figures  # matplotlib is slow to import, and reading records needs none of it
+    from vpd.evaluation import (
+        figures,
+        language_figures,
+    )  # matplotlib is slow to import, and reading records needs none of it
 
     pictures: list[Picture] = []
     losses = _series(records.train, "loss/")
-    sparsities = _series([_metrics(record) for record in records.eval], "CI_L0/")
+    evals = [_metrics(record) for record in records.eval]
+    sparsities = _series(evals, "CI_L0/") if language is None else language.l0
     if any(np.any(values > 0) for values in losses.values()):
         figure = figures.loss_curves(_steps(records.train), losses)
         pictures.append(_picture("loss_curves", figures.png(figure), {**figures.CAPTIONS["loss_curves"]}))
     if len(records.eval) > 1 and any(np.any(np.isfinite(values)) for values in sparsities.values()):
         figure = figures.l0_curve(_steps(records.eval), sparsities)
         pictures.append(_picture("l0_curve", figures.png(figure), {**figures.CAPTIONS["l0_curve"]}))
+    if language is not None and len(records.eval) > 1 and language.ce:
+        figure = language_figures.ce_curve(_steps(records.eval), language.ce, next(iter(language.ce)))
+        pictures.append(_picture("ce_curve", figures.png(figure), {**language_figures.CAPTIONS["ce_curve"]}))
     stems = {picture.stem for picture in drawn}
     return [picture for picture in pictures if picture.stem not in stems]
 

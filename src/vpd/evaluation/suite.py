@@ -22,6 +22,7 @@ from vpd.evaluation.induction import Found, InductionProbe
 from vpd.evaluation.l0 import group_sites
 from vpd.evaluation.language import language_verdict
 from vpd.evaluation.maskings import as_metrics
+from vpd.evaluation.samples import Writer
 from vpd.evaluation.toy import (
     FeatureToy,
     Metrics,
@@ -40,6 +41,8 @@ from vpd.training.state import Decomposition
 from vpd.training.step import Problem, lower_importances
 
 ALIVE_MEAN_CI = 1e-6
+# A subcomponent fires where it does so more often than once in a million positions.
+ALIVE_RATE = 1e-6
 
 
 @dataclass
@@ -95,7 +98,15 @@ class Suite:
         self._sites = sites
         self._batches = batches
         self._probe = jax.jit(partial(lower_importances, problem))
+        self.writer = self._writer()
         self._induction = InductionProbe(problem, target) if isinstance(target, Induction) else None
+
+    def _writer(self) -> Writer | None:
+        """What continues text under the maskings, where CEandKLLosses says how importances are rounded."""
+        thresholds = [m.rounding_threshold for m in self._eval.metrics if isinstance(m, named.CEandKLLosses)]
+        if not isinstance(self._target, LanguageModel) or not thresholds:
+            return None
+        return Writer(self._problem, self._target, self._batches, thresholds[0], self._config.pd.seed)
 
     def evaluate(
         self, decomposition: Decomposition, adversaries: Mapping[str, AdversaryState], step: int
@@ -165,8 +176,9 @@ class Suite:
                     metrics |= {f"{metric.key}/{s}/alive": n for s, n in alive.items()}
                 case named.ComponentActivationDensity():
                     i = self.what.thresholds.index(metric.ci_alive_threshold)
-                    firing = {s: int(np.sum(sums.active[s][i] > 0)) for s in self._sites}
+                    firing = {s: int(np.sum(sums.active[s][i] / N > ALIVE_RATE)) for s in self._sites}
                     metrics |= {f"{metric.key}/{s}/firing": n for s, n in firing.items()}
+                    metrics[f"{metric.key}/positions"] = int(N)
                 case named.CEandKLLosses():
                     losses = jax.tree.map(lambda x: x / N, sums.language[metric.key])
                     metrics |= as_metrics(metric.key, losses)

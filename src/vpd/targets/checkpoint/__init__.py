@@ -1,7 +1,7 @@
 """Weights of language models: read from safetensors, GGUF and packages, and written."""
 
 from vpd.targets.checkpoint.gguf_file import save_gguf
-from vpd.targets.checkpoint.load import Facts, load_language_model, open_checkpoint, open_path
+from vpd.targets.checkpoint.load import Facts, load_language_model, open_checkpoint, open_path, source_facts
 from vpd.targets.checkpoint.parity import Parity, parity_report
 from vpd.targets.checkpoint.safetensors_files import save_language_model
 from vpd.targets.checkpoint.sizes import abstract_language_model, config_values
@@ -20,4 +20,5 @@ __all__ = [
     "read_model",
     "save_gguf",
     "save_language_model",
+    "source_facts",
 ]

@@ -51,8 +51,16 @@ def load_language_model(spec: Spec, dtype: str = "float32") -> tuple[LanguageMod
         RunError: one sentence, before any array is on a device.
     """
     checkpoint = open_checkpoint(spec)
-    facts = Facts(checkpoint.source, checkpoint.format, storage_counts(checkpoint), checkpoint.values)
-    return read_model(checkpoint, model_class(spec), dtype), facts
+    return read_model(checkpoint, model_class(spec), dtype), _facts(checkpoint)
+
+
+def source_facts(spec: Spec) -> Facts:
+    """Where a model comes from; nothing but its index is read."""
+    return _facts(open_checkpoint(spec))
+
+
+def _facts(checkpoint: Checkpoint) -> Facts:
+    return Facts(checkpoint.source, checkpoint.format, storage_counts(checkpoint), checkpoint.values)
 
 
 def model_class(spec: Spec) -> str | None:
