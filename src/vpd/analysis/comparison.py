@@ -16,6 +16,7 @@ from vpd.analysis.run import Run, open_run
 from vpd.errors import RunError
 from vpd.evaluation.agreement import MEASURES, Agreement, Measure, Pieces, agreements
 from vpd.targets import frozen_weights
+from vpd.targets.layers import with_cuts
 
 Pair = tuple[int, int]
 Matrix = Float[np.ndarray, "runs runs"]
@@ -110,7 +111,9 @@ def short_labels(paths: Sequence[Path]) -> tuple[str, ...]:
 def target_hash(run: Run) -> str:
     """A hash of all weights of the frozen network, in the order of its leaves."""
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(run.experiment.target):
+    # The layers are cut where the decomposition changes, which is the run's own.
+    whole = with_cuts(run.experiment.target, lambda _: ())
+    for leaf in jax.tree.leaves(whole):
         array = np.asarray(leaf)
         digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
     return digest.hexdigest()

@@ -12,13 +12,11 @@ from jaxtyping import Array, Float, Shaped
 
 from vpd.config import read_run_file
 from vpd.config.run import RunConfig
-from vpd.decomposition import Components, SiteMask
+from vpd.decomposition import Components, SiteMask, members_in_order, unstacked
 from vpd.errors import RunError
-from vpd.evaluation.accumulate import in_order
-from vpd.experiment import Experiment, build, state_template
+from vpd.experiment import Experiment, build, reopened_target, state_template
 from vpd.run_directory import RunDirectory
 from vpd.targets import Target, clean_forward, masked_forward
-from vpd.targets.weights import load_target
 from vpd.training.checkpoint import Checkpoints
 from vpd.training.state import Decomposition
 from vpd.training.step import lower_importances
@@ -56,8 +54,8 @@ class Run:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Names of the decomposed sites in numeric layer order."""
-        return tuple(site.name for site in self.experiment.problem.sites)
+        """Names of the decomposed matrices in numeric layer order."""
+        return tuple(name for _, _, name in members_in_order(self.experiment.problem.sites))
 
     def components(self, site: str) -> Components:
         """V ``[d_in, C]`` and U ``[C, d_out]`` of a site.
@@ -75,7 +73,8 @@ class Run:
 
     def causal_importances(self, batch: Shaped[Array, "..."]) -> dict[str, Float[Array, "..."]]:
         """Lower causal importances of every site, ``{site: [*leading, C]}``."""
-        return in_order(self._importances(self.experiment.target, self.decomposition, batch), self.sites)
+        found = self._importances(self.experiment.target, self.decomposition, batch)
+        return unstacked(found, self.experiment.problem.sites)
 
     def masked_output(self, batch: Shaped[Array, "..."], masks: Masks) -> Shaped[Array, "..."]:
         """The target's output with masked sites.
@@ -106,7 +105,8 @@ class Run:
     def _leading(self, batch: Shaped[Array, "..."]) -> tuple[int, ...]:
         """Shape of the positions of a batch: ``(batch,)`` or ``(batch, sequence)``."""
         ci = jax.eval_shape(self._importances, self.experiment.target, self.decomposition, batch)
-        return ci[self.sites[0]].shape[:-1]
+        first = self.experiment.problem.sites[0]
+        return ci[first.name].shape[len(first.stack) : -1]
 
     @cached_property
     def _clean(self):
@@ -151,7 +151,7 @@ def open_run(path: str | Path, step: int | None = None) -> Run:
         step: of the checkpoint; None takes the latest.
 
     Raises:
-        RunError: no run directory, no finished checkpoint, or not the one asked for.
+        RunError: no run directory, no finished checkpoint, not the one asked for, or another target than it was.
         ConfigError: a pinned run file that can't be read.
     """
     directory = RunDirectory(Path(path))
@@ -166,7 +166,7 @@ def open_run(path: str | Path, step: int | None = None) -> Run:
     if step is not None and step not in steps:
         raise RunError(f"{path} has no finished checkpoint at step {step}; there are {', '.join(map(str, steps))}")
     chosen = steps[-1] if step is None else step
-    experiment = build(config, load_target(directory.target))
+    experiment = build(config, reopened_target(directory, config))
     decomposition = checkpoints.load_decomposition(chosen, state_template(experiment).decomposition)
     checkpoints.close()
     return Run(directory, experiment, decomposition, chosen, str(facts.get("status")))

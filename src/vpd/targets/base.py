@@ -182,6 +182,8 @@ class Pass:
         for run in self._runs(layers):
             if resume is not None and run.first + run.depth <= resume.first:
                 continue
+            inside = resume is not None and run.first < resume.first
+            assert not inside, f"a masked forward begins within {run.span}; cut the layers for the sites"
             if resume is not None and run.first <= resume.first:
                 h = resume.h
             begin = resume.part if resume is not None and run.first == resume.first else 0

@@ -1,0 +1,312 @@
+"""Layers in runs: cuts, stacks against single matrices, recomputation, and the part of a network that is run once."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from objective.scenes import jit, normal, uniform
+from targets.language_models import VOCAB, llama, simple_mlp, tokens
+
+from vpd.config.run import PD
+from vpd.decomposition import (
+    Components,
+    ComponentSet,
+    Interpolated,
+    Mask,
+    Site,
+    SiteMask,
+    dense,
+    members_in_order,
+    unstacked,
+)
+from vpd.targets import frozen_weights, masked_site_outputs, recorded_forward
+from vpd.targets import layers as layers_module
+from vpd.targets.layers import Layers, Resume, layers_of
+from vpd.training.build import cut_for, init_state, problem_from, sites_from, stacked_sites
+from vpd.training.step import train_step
+
+TOKENS = tokens()
+BATCH, LENGTH = TOKENS.shape
+
+
+def pd_of(patterns: dict[str, int], identities: tuple[str, ...] = ()) -> PD:
+    rate = {"lr_schedule": {"start_val": 0.01}}
+    return PD.model_validate(
+        {
+            "decomposition_targets": [{"module_pattern": p, "C": C} for p, C in patterns.items()],
+            "identity_decomposition_targets": [{"module_pattern": p, "C": 2} for p in identities] or None,
+            "ci_config": {"mode": "layerwise", "fn_type": "shared_mlp", "hidden_dims": []},
+            "loss_metrics": [{"type": "StochasticReconLoss", "coeff": 1.0}],
+            "components_optimizer": rate,
+            "ci_fn_optimizer": rate,
+            "n_mask_samples": 2,
+            "steps": 5,
+            "batch_size": BATCH,
+        }
+    )
+
+
+def numbered(depth: int) -> Layers:
+    return Layers(({"w": jnp.arange(depth), "b": jnp.arange(depth)[:, None] * 10},), "h")
+
+
+def firsts(layers: Layers) -> list[tuple[int, int]]:
+    return [(run.first, run.depth) for run in layers]
+
+
+def test_cuts() -> None:
+    layers = numbered(6)
+    assert firsts(layers) == [(0, 6)] and layers.depth == 6
+    cut = layers.cut([4, 2, 2, 99])
+    assert firsts(cut) == [(0, 2), (2, 2), (4, 2)] and cut.depth == 6
+    assert [list(run.stack["w"]) for run in cut] == [[0, 1], [2, 3], [4, 5]]
+    assert firsts(cut.cut([])) == [(0, 6)] and list(cut.whole["w"]) == list(range(6))
+    assert cut.cut([5]).runs[1]["b"].tolist() == [[50]]
+    assert [str(run.span) for run in cut] == ["h.0-1", "h.2-3", "h.4-5"]
+
+
+def test_layers_that_stand_alone() -> None:
+    cut = numbered(6).cut([2])
+    found = cut.split(lambda i: i in (0, 4))
+    assert [(run.first, run.depth) for run in found] == [(0, 1), (1, 1), (2, 2), (4, 1), (5, 1)]
+    assert [int(run.layer(0)["w"]) for run in found] == [0, 1, 2, 4, 5]
+    assert [(run.first, run.depth) for run in cut.split(lambda i: False)] == [(0, 2), (2, 4)]
+
+
+# Any matrices of any layers, each with its own C; names of what is expected to be stacked.
+CHOICES: dict[str, tuple[dict[str, int], tuple[str, ...], set[str]]] = {
+    "all alike": ({"h.*.attn.q_proj": 2, "h.*.mlp.*": 3}, (), {"h.0-5.attn.q_proj", "h.0-5.mlp.c_fc"}),
+    "ends too": ({"wte": 2, "h.*.mlp.c_fc": 3, "lm_head": 4}, (), {"wte", "h.0-5.mlp.c_fc", "lm_head"}),
+    "other C in the middle": (
+        {"h.[01].mlp.c_fc": 2, "h.[23].mlp.c_fc": 3, "h.[45].mlp.c_fc": 2},
+        (),
+        {"h.0-1.mlp.c_fc", "h.2-3.mlp.c_fc", "h.4-5.mlp.c_fc"},
+    ),
+    "identities": (
+        {"h.*.attn.v_proj": 2, "h.5.mlp.down_proj": 3},
+        ("h.[1-4].attn.o_proj",),
+        {"h.1-4.attn.o_proj.pre_identity", "h.1-4.attn.v_proj", "h.0.attn.v_proj", "h.5.mlp.down_proj"},
+    ),
+    "gaps": ({"h.1.mlp.c_fc": 2, "h.[345].attn.*": 2}, (), {"h.1.mlp.c_fc", "h.3-5.attn.k_proj"}),
+}
+
+
+class Case:
+    """A network with random components, masks and gradients to ask for, stacked and in single matrices."""
+
+    def __init__(self, patterns: dict[str, int], identities: tuple[str, ...], depth: int) -> None:
+        self.model = simple_mlp(depth)
+        self.stacks = sites_from(pd_of(patterns, identities), self.model)
+        self.single = tuple(replace(site, name=name, span=None) for site, _, name in members_in_order(self.stacks))
+        self.held = {
+            s.name: (
+                Components(normal(s.d_in, s.C, key=i) / 3, normal(s.C, s.d_out, key=i) / 3),
+                self._mask(i, s),
+            )
+            for i, s in enumerate(self.single)
+        }
+
+    def _mask(self, i: int, site: Site) -> Mask:
+        """One of every kind."""
+        leading, C = (BATCH, LENGTH), site.C
+        ci, routing = uniform(*leading, C, key=i), uniform(*leading, key=i + 50) > 0.3
+        # Equal kinds within a stack, as training makes them.
+        if site.name.endswith(("c_fc", "q_proj")):
+            return Interpolated(ci, uniform(BATCH, LENGTH, C + 1, key=i + 100), routing)
+        if site.name.endswith("down_proj"):
+            return Interpolated(ci, uniform(1, 1, C, key=i + 100))
+        return SiteMask(ci, uniform(*leading, key=i + 150), routing)
+
+    def given(self, sites: tuple[Site, ...]) -> tuple[dict[str, Components], dict[str, Mask]]:
+        def of(site: Site):
+            rows = [self.held[name] for name in site.members]
+            return rows[0] if site.span is None else jax.tree.map(lambda *x: jnp.stack(x), *rows)
+
+        found = {site.name: of(site) for site in sites}
+        return {s: c for s, (c, _) in found.items()}, {s: m for s, (_, m) in found.items()}
+
+    def slopes(self, sites: tuple[Site, ...], remat: bool = False) -> dict[str, jax.Array]:
+        """The loss, and its gradients of V, U, masks, sources and delta masks, by single matrix."""
+        net = cut_for(self.model, sites)
+        pieces, masks = self.given(sites)
+        moved, routes = (
+            {s: replace(m, routing=None) for s, m in masks.items()},
+            {s: m.routing for s, m in masks.items()},
+        )
+
+        def loss(pieces: dict[str, Components], masks: dict[str, Mask]) -> tuple[jax.Array, dict[str, jax.Array]]:
+            live = {s: replace(m, routing=routes[s]) for s, m in masks.items()}
+            out, outputs = masked_site_outputs(net, ComponentSet(pieces), TOKENS, live, remat=remat)
+            return jnp.mean(jnp.square(dense(out))), {s: dense(x) for s, x in outputs.items()}
+
+        (value, outputs), slopes = jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(pieces, moved)
+        found = {"loss": value} | {f"{n}/output": x for n, x in unstacked(outputs, sites).items()}
+        for part in ("V", "U"):
+            found |= {
+                f"{n}/{part}": x
+                for n, x in unstacked({s: getattr(c, part) for s, c in slopes[0].items()}, sites).items()
+            }
+        for part in ("ci", "source", "component", "delta"):
+            own = {s: getattr(m, part) for s, m in slopes[1].items() if getattr(m, part, None) is not None}
+            found |= {f"{n}/{part}": x for n, x in unstacked(own, sites).items()}
+        return found
+
+
+def assert_close(a: dict[str, jax.Array], b: dict[str, jax.Array], tolerance: float) -> None:
+    """Of equal names, each within a part of its largest value."""
+    assert a.keys() == b.keys()
+    for name, x in a.items():
+        assert x.shape == b[name].shape, name
+        np.testing.assert_allclose(x, b[name], atol=tolerance * float(jnp.abs(b[name]).max()), err_msg=name)
+        assert np.any(x) or name.endswith("/routing"), name
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_stacks_are_their_matrices(choice: str) -> None:
+    """In a scan over six layers, values and every gradient."""
+    patterns, identities, expected = CHOICES[choice]
+    case = Case(patterns, identities, 6)
+    assert expected <= {site.name for site in case.stacks}
+    assert_close(case.slopes(case.stacks), case.slopes(case.single), 2e-5)
+
+
+@pytest.mark.parametrize("unrolled", [4, 1])
+def test_few_layers_are_written_out(unrolled: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers_module, "UNROLLED", unrolled)
+    case = Case({"wte": 2, "h.*.attn.*": 2, "h.*.mlp.*": 3}, ("h.*.mlp.c_fc",), 3)
+    whole = case.slopes(case.stacks)
+    assert_close(whole, case.slopes(case.single), 2e-5)
+    assert_close(whole, case.slopes(case.stacks, remat=True), 1e-6)
+
+
+def test_recomputed_layers() -> None:
+    case = Case({"h.*.attn.v_proj": 2, "h.*.mlp.*": 3}, (), 6)
+    assert_close(case.slopes(case.stacks), case.slopes(case.stacks, remat=True), 1e-6)
+
+
+# What is decomposed, and where masked forwards begin: the layer and its part.
+LATE = {
+    "one MLP": ({"h.4.mlp.*": 3}, (4, 1)),
+    "late layers": ({"h.[3-5].attn.q_proj": 2, "h.[3-5].mlp.*": 3}, (3, 0)),
+    "an MLP and what follows": ({"h.4.mlp.*": 3, "h.5.*": 2}, (4, 1)),
+    "all layers": ({"h.*.mlp.c_fc": 3}, (0, 0)),
+}
+
+
+@pytest.mark.parametrize("choice", LATE)
+def test_forwards_resume_where_the_decomposition_begins(choice: str) -> None:
+    patterns, begin = LATE[choice]
+    case = Case(patterns, (), 6)
+    for sites in (case.stacks, case.single):
+        net = cut_for(case.model, sites)
+        pieces, masks = case.given(sites)
+        resume = jit(lambda m, net=net, sites=sites: recorded_forward(net, m, sites).resume)(TOKENS)
+        assert resume is not None and (resume.first, resume.part) == begin
+
+        def run(pieces, masks, resume: Resume | None, net=net):
+            def loss(pieces):
+                out, _ = masked_site_outputs(net, ComponentSet(pieces), TOKENS, masks, resume)
+                return jnp.mean(jnp.square(dense(out))), dense(out)
+
+            return jax.value_and_grad(loss, has_aux=True)(pieces)
+
+        (_, whole), g = jit(run)(pieces, masks, None)
+        (_, resumed), g_resumed = jit(run)(pieces, masks, resume)
+        np.testing.assert_allclose(resumed, whole, rtol=1e-5, atol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), g, g_resumed)
+
+
+@pytest.mark.parametrize("alone", ["h.4.mlp.c_fc", "h.5.mlp.down_proj"])
+def test_a_matrix_alone_resumes_too(alone: str) -> None:
+    """Layerwise terms make one matrix of a stack live; their forwards begin where the decomposition does."""
+    case = Case({"h.[3-5].mlp.*": 3}, (), 6)
+    net = cut_for(case.model, case.stacks)
+    pieces, _ = case.given(case.stacks)
+    components = ComponentSet(pieces, members=tuple((s.name, s.members) for s in case.stacks))
+    resume = jit(lambda t: recorded_forward(net, t, case.stacks).resume)(TOKENS)
+    mask = {alone: case.held[alone][1]}
+    whole, resumed = (
+        jit(lambda r: dense(masked_site_outputs(net, components, TOKENS, mask, r)[0]))(r) for r in (None, resume)
+    )
+    np.testing.assert_allclose(resumed, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_to_resume_from_where_the_embedding_is_a_site() -> None:
+    case = Case({"wte": 2, "h.4.mlp.c_fc": 3}, (), 6)
+    net = cut_for(case.model, case.stacks)
+    assert jit(lambda t: recorded_forward(net, t, case.stacks).resume)(TOKENS) is None
+
+
+def test_layers_not_cut_for_the_sites_are_refused() -> None:
+    """A forward can't begin within a run of layers."""
+    case = Case({"h.[3-5].mlp.*": 3}, (), 6)
+    resume = Resume(jnp.zeros((BATCH, LENGTH, 8)), "h", 3, 0)
+    pieces, masks = case.given(case.stacks)
+    with pytest.raises(AssertionError, match="begins within"):
+        masked_site_outputs(case.model, ComponentSet(pieces), TOKENS, {}, resume)
+    with pytest.raises(AssertionError, match="never reached"):
+        jax.eval_shape(lambda: masked_site_outputs(case.model, ComponentSet(pieces), TOKENS, masks))
+
+
+def test_a_site_that_the_forward_never_reaches() -> None:
+    case = Case({"h.*.mlp.c_fc": 2}, (), 3)
+    pieces, masks = case.given(case.single)
+    pieces["h.7.mlp.c_fc"], masks["h.7.mlp.c_fc"] = pieces["h.0.mlp.c_fc"], masks["h.0.mlp.c_fc"]
+    with pytest.raises(AssertionError, match=r"never reached \['h.7.mlp.c_fc'\]"):
+        jax.eval_shape(lambda: masked_site_outputs(case.model, ComponentSet(pieces), TOKENS, masks))
+
+
+def products(program: str, shape: str) -> int:
+    """Matrix products with an operand of this shape."""
+    return sum("dot_general" in line and shape in line for line in program.splitlines())
+
+
+@pytest.mark.parametrize("patterns", [{"h.5.mlp.*": 3}, {"h.[45].mlp.*": 3}, {"h.5.attn.o_proj": 3, "h.5.mlp.*": 3}])
+def test_what_comes_before_the_decomposition_is_in_the_program_once(patterns: dict[str, int]) -> None:
+    """Key and value projections, which alone have their shape, are those of the clean forward."""
+    model, pd = simple_mlp(6), pd_of(patterns)
+    sites = sites_from(pd, model)
+    net = cut_for(model, sites)
+    problem = problem_from(pd, sites, has_sequence=True)
+    state = jax.eval_shape(lambda: init_state(problem, pd, (), (BATCH, LENGTH)))
+    shape = "tensor<8x4xf32>"
+    assert net.layers.whole.k_proj.shape == (6, 8, 4)
+
+    def count(reuse: bool) -> int:
+        own = replace(problem, reuse_prefix=reuse)
+        step = jax.jit(lambda net, state, batch: train_step(own, net, state, batch, 0))
+        return products(step.lower(net, state, TOKENS).as_text(), shape)
+
+    clean = products(
+        jax.jit(lambda n, t: recorded_forward(n, t, sites).output.terms).lower(net, TOKENS).as_text(), shape
+    )
+    assert clean >= 4
+    in_attention = any("attn" in p for p in patterns)  # then layer 5 begins with its own attention
+    within = {1: 2 if in_attention else 0, 2: 4}[len({i for s in sites for i in s.members if "c_fc" in i})]
+    forwards = products_of_forwards(within)
+    assert count(True) == clean + forwards
+    assert count(False) > count(True)
+
+
+def products_of_forwards(within: int) -> int:
+    """Of two masked forwards with their pull-backs, which need no gradient of frozen weights."""
+    return 2 * 2 * within
+
+
+def test_frozen_weights_are_those_that_are_stored() -> None:
+    """Of stacks the arrays themselves: nothing is copied."""
+    model = llama(6)
+    flat = [Site(n, i, o, 2, kind) for n, (i, o, kind) in model.matrices().items()]
+    sites = stacked_sites(flat, layers_of(model))
+    net = cut_for(model, sites)
+    leaves = jax.tree.leaves_with_path(net)
+    closed, found = jax.make_jaxpr(lambda m, t: frozen_weights(m, t, sites), return_shape=True)(net, TOKENS)
+    outputs = dict(zip(jax.tree.leaves({s: s for s in found}), closed.jaxpr.outvars, strict=True))
+    given = {jax.tree_util.keystr(path): var for (path, _), var in zip(leaves, closed.jaxpr.invars, strict=False)}
+    for site in sites:
+        if site.span is not None:
+            field = site.name.rpartition(".")[2]
+            assert outputs[site.name] is given[f".layers.runs[0].{field}"], site.name
+    assert outputs["model.embed_tokens"] is given[".embed_tokens"] and found["lm_head"].shape[1] == VOCAB
