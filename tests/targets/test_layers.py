@@ -67,6 +67,14 @@ def test_cuts() -> None:
     assert [str(run.span) for run in cut] == ["h.0-1", "h.2-3", "h.4-5"]
 
 
+def test_shapes_alone_are_cut_as_arrays_are() -> None:
+    layers = numbered(6)
+    abstract = jax.eval_shape(lambda: layers)
+    for cuts in ([4, 2], [1, 2, 3], []):
+        shapes = jax.tree.map(lambda x: (x.shape, x.dtype), layers.cut([3]).cut(cuts))
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), abstract.cut([3]).cut(cuts)) == shapes
+
+
 def test_layers_that_stand_alone() -> None:
     cut = numbered(6).cut([2])
     found = cut.split(lambda i: i in (0, 4))
@@ -183,7 +191,26 @@ def test_few_layers_are_written_out(unrolled: int, monkeypatch: pytest.MonkeyPat
 
 def test_recomputed_layers() -> None:
     case = Case({"h.*.attn.v_proj": 2, "h.*.mlp.*": 3}, (), 6)
-    assert_close(case.slopes(case.stacks), case.slopes(case.stacks, remat=True), 1e-6)
+    for sites in (case.stacks, case.single):
+        assert_close(case.slopes(sites), case.slopes(sites, remat=True), 1e-6)
+
+
+@pytest.mark.parametrize("patterns", [{"h.*.mlp.c_fc": 2}, {f"h.{i}.mlp.c_fc": 2 + i for i in range(3)}])
+def test_every_layer_is_recomputed(patterns: dict[str, int]) -> None:
+    """Those that stand alone too."""
+    case = Case(patterns, (), 3)
+    net = cut_for(case.model, case.stacks)
+    pieces, masks = case.given(case.stacks)
+
+    def program(remat: bool) -> str:
+        def loss(pieces):
+            return jnp.mean(dense(masked_site_outputs(net, ComponentSet(pieces), TOKENS, masks, remat=remat)[0]))
+
+        return str(jax.make_jaxpr(jax.grad(loss))(pieces))
+
+    shape = "f32[8,4]"  # of keys and values: no gradient of them is needed, so that they are multiplied once
+    assert len(net.layers.runs) == len(case.stacks)
+    assert program(True).count("tanh") > program(False).count("tanh") and shape in program(True)
 
 
 # What is decomposed, and where masked forwards begin: the layer and its part.
@@ -256,6 +283,17 @@ def test_a_site_that_the_forward_never_reaches() -> None:
     pieces["h.7.mlp.c_fc"], masks["h.7.mlp.c_fc"] = pieces["h.0.mlp.c_fc"], masks["h.0.mlp.c_fc"]
     with pytest.raises(AssertionError, match=r"never reached \['h.7.mlp.c_fc'\]"):
         jax.eval_shape(lambda: masked_site_outputs(case.model, ComponentSet(pieces), TOKENS, masks))
+
+
+def test_a_matrix_of_a_stack_that_is_not_there() -> None:
+    case = Case({"h.*.mlp.c_fc": 2}, (), 3)
+    pieces, masks = case.given(case.stacks)
+    (name,) = pieces
+    wrong = name.replace("c_fc", "gate_proj")
+    for remat in (False, True):
+        with pytest.raises(AssertionError, match="never reached"):
+            given = ComponentSet({wrong: pieces[name]}), {wrong: masks[name]}
+            jax.eval_shape(lambda c, m, r=remat: masked_site_outputs(case.model, c, TOKENS, m, remat=r), *given)
 
 
 def products(program: str, shape: str) -> int:
