@@ -213,24 +213,24 @@ def test_every_layer_is_recomputed(patterns: dict[str, int]) -> None:
     assert program(True).count("tanh") > program(False).count("tanh") and shape in program(True)
 
 
-# What is decomposed, and where masked forwards begin: the layer and its part.
+# What is decomposed, and the layer and part at which masked forwards begin, in stacks (with a whole layer) and single.
 LATE = {
-    "one MLP": ({"h.4.mlp.*": 3}, (4, 1)),
-    "late layers": ({"h.[3-5].attn.q_proj": 2, "h.[3-5].mlp.*": 3}, (3, 0)),
-    "an MLP and what follows": ({"h.4.mlp.*": 3, "h.5.*": 2}, (4, 1)),
-    "all layers": ({"h.*.mlp.c_fc": 3}, (0, 0)),
+    "one MLP": ({"h.4.mlp.*": 3}, (4, 1), (4, 1)),
+    "late layers": ({"h.[3-5].attn.q_proj": 2, "h.[3-5].mlp.*": 3}, (3, 0), (3, 0)),
+    "an MLP and what follows": ({"h.4.mlp.*": 3, "h.5.*": 2}, (4, 1), (4, 1)),
+    "late MLPs": ({"h.[45].mlp.c_fc": 3}, (4, 0), (4, 1)),
 }
 
 
 @pytest.mark.parametrize("choice", LATE)
 def test_forwards_resume_where_the_decomposition_begins(choice: str) -> None:
-    patterns, begin = LATE[choice]
+    patterns, *begin = LATE[choice]
     case = Case(patterns, (), 6)
-    for sites in (case.stacks, case.single):
+    for sites, expected in zip((case.stacks, case.single), begin, strict=True):
         net = cut_for(case.model, sites)
         pieces, masks = case.given(sites)
         resume = jit(lambda m, net=net, sites=sites: recorded_forward(net, m, sites).resume)(TOKENS)
-        assert resume is not None and (resume.first, resume.part) == begin
+        assert resume is not None and (resume.first, resume.part) == expected
 
         def run(pieces, masks, resume: Resume | None, net=net):
             def loss(pieces):

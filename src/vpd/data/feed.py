@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +15,7 @@ Draw = Callable[[Seed, Int[Array, ""]], Shaped[Array, "..."]]
 Given = Int32[Array, "n B T"] | None
 
 
+@runtime_checkable
 class Rows(Protocol):
     """``rows[step]`` is the batch of a step."""
 
