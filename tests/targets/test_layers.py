@@ -301,36 +301,36 @@ def products(program: str, shape: str) -> int:
     return sum("dot_general" in line and shape in line for line in program.splitlines())
 
 
-@pytest.mark.parametrize("patterns", [{"h.5.mlp.*": 3}, {"h.[45].mlp.*": 3}, {"h.5.attn.o_proj": 3, "h.5.mlp.*": 3}])
-def test_what_comes_before_the_decomposition_is_in_the_program_once(patterns: dict[str, int]) -> None:
-    """Key and value projections, which alone have their shape, are those of the clean forward."""
-    model, pd = simple_mlp(6), pd_of(patterns)
+def key_products(patterns: dict[str, int], depth: int, reuse: bool) -> int:
+    """Products with key and value projections, which alone have their shape, in a step beyond the clean forward."""
+    model, pd = simple_mlp(depth), pd_of(patterns)
     sites = sites_from(pd, model)
     net = cut_for(model, sites)
-    problem = problem_from(pd, sites, has_sequence=True)
+    problem = replace(problem_from(pd, sites, has_sequence=True), reuse_prefix=reuse)
     state = jax.eval_shape(lambda: init_state(problem, pd, (), (BATCH, LENGTH)))
-    shape = "tensor<8x4xf32>"
-    assert net.layers.whole.k_proj.shape == (6, 8, 4)
-
-    def count(reuse: bool) -> int:
-        own = replace(problem, reuse_prefix=reuse)
-        step = jax.jit(lambda net, state, batch: train_step(own, net, state, batch, 0))
-        return products(step.lower(net, state, TOKENS).as_text(), shape)
-
-    clean = products(
-        jax.jit(lambda n, t: recorded_forward(n, t, sites).output.terms).lower(net, TOKENS).as_text(), shape
-    )
-    assert clean >= 4
-    in_attention = any("attn" in p for p in patterns)  # then layer 5 begins with its own attention
-    within = {1: 2 if in_attention else 0, 2: 4}[len({i for s in sites for i in s.members if "c_fc" in i})]
-    forwards = products_of_forwards(within)
-    assert count(True) == clean + forwards
-    assert count(False) > count(True)
+    assert net.layers.whole.k_proj.shape == (depth, 8, 4)
+    clean = jax.jit(lambda net, batch: recorded_forward(net, batch, sites).output.terms).lower(net, TOKENS)
+    step = jax.jit(lambda net, state, batch: train_step(problem, net, state, batch, 0)).lower(net, state, TOKENS)
+    once, all_ = (products(program.as_text(), "tensor<8x4xf32>") for program in (clean, step))
+    assert once >= 2
+    return all_ - once
 
 
-def products_of_forwards(within: int) -> int:
-    """Of two masked forwards with their pull-backs, which need no gradient of frozen weights."""
-    return 2 * 2 * within
+@pytest.mark.parametrize(
+    ("late", "alone"),
+    [
+        ({"h.5.mlp.*": 3}, {"h.0.mlp.*": 3}),
+        ({"h.[45].mlp.*": 3}, {"h.[01].mlp.*": 3}),
+        ({"h.5.attn.o_proj": 3, "h.5.mlp.*": 3}, {"h.0.attn.o_proj": 3, "h.0.mlp.*": 3}),
+    ],
+)
+def test_what_comes_before_the_decomposition_is_in_the_program_once(
+    late: dict[str, int], alone: dict[str, int]
+) -> None:
+    """Masked forwards hold the products that they would hold if there were no layers before the decomposed ones."""
+    found = key_products(late, 6, True)
+    assert found == key_products(alone, 2 if "h.[01].mlp.*" in alone else 1, True)
+    assert key_products(late, 6, False) > found
 
 
 def test_frozen_weights_are_those_that_are_stored() -> None:

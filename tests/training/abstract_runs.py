@@ -53,11 +53,11 @@ class Zeros:
             yield self[step]
 
 
-def abstract_run(document: Mapping[str, Any], values: Mapping[str, object], length: int | None = None) -> Experiment:
+def abstract_run(document: Mapping[str, Any], values: Mapping[str, object]) -> Experiment:
     """A run file's experiment on a network of these sizes; nothing is allocated, and nothing is evaluated."""
     config = read_run_file(dict(document)).config.model_copy(update={"eval": None})
     dtype = config.target.weights_dtype
-    batches = HostBatches(Zeros((config.pd.batch_size, length or config.data.max_seq_len)))
+    batches = HostBatches(Zeros((config.pd.batch_size, config.data.max_seq_len)))
     return build(config, abstract_language_model(values, dtype=dtype), train_batch=batches)
 
 

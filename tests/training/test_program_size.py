@@ -30,6 +30,7 @@ def tiny_glassllm(**changes: Any) -> dict[str, Any]:
         target["C"] = 3
     size = {"d_model": 4, "n_blocks": 2, "attn_config": {"n_heads": 1, "max_len": 8}}
     pd["ci_config"] = {**pd["ci_config"], "simple_transformer_ci_cfg": size} | changes.pop("ci_config", {})
+    document["data"] = {**document["data"], "max_seq_len": LENGTH}
     return document | changes
 
 
@@ -39,7 +40,7 @@ def tiny_values(depth: int) -> dict[str, object]:
 
 
 def tiny(depth: int, **changes: Any) -> Experiment:
-    experiment = abstract_run(tiny_glassllm(**changes), tiny_values(depth), LENGTH)
+    experiment = abstract_run(tiny_glassllm(**changes), tiny_values(depth))
     assert sum(site.depth for site in experiment.problem.sites) == 7 * depth
     return experiment
 

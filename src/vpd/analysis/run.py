@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from vpd.training.checkpoint import Checkpoints
 from vpd.training.state import Decomposition
 from vpd.training.step import lower_importances
 
+Tree = TypeVar("Tree")
 Masks = Mapping[str, Float[Array, "..."] | SiteMask]
 
 
@@ -119,9 +121,16 @@ class Run:
     @cached_property
     def _masked(self):
         def masked(target: Target, decomposition: Decomposition, batch: Array, masks: dict[str, SiteMask]) -> Array:
-            return masked_forward(target, decomposition.components, batch, masks)
+            components, masks = _in_type_of(target, (decomposition.components, masks))
+            return masked_forward(target, components, batch, masks)
 
         return jax.jit(masked)
+
+
+def _in_type_of(target: Target, tree: Tree) -> Tree:
+    """Floating-point leaves in the type of the frozen weights."""
+    dtype = jax.tree.leaves(target)[0].dtype
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def _parts(mask: SiteMask) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -60,7 +60,7 @@ class Sums(eqx.Module):
         positions: how many.
         recon: divergence by term.
         riders: hidden-activation errors by term with a rider, weighted like its divergence.
-        hidden_errors: squared errors ``{term: {site: ·}}``.
+        hidden_errors: squared errors ``{term: {site: ·}}``, of a stack one a matrix.
         hidden_elements: numbers of elements likewise.
         minimality: ``{term: {site: S_c [C]}}``.
         active: ``{site: [thresholds, C]}``, positions in which a subcomponent is above each threshold.
@@ -73,8 +73,8 @@ class Sums(eqx.Module):
     positions: Count
     recon: Mapping[str, Count]
     riders: Mapping[str, Count]
-    hidden_errors: Mapping[str, Mapping[str, Count]]
-    hidden_elements: Mapping[str, Mapping[str, Count]]
+    hidden_errors: Mapping[str, Mapping[str, Counts]]
+    hidden_elements: Mapping[str, Mapping[str, Counts]]
     minimality: Mapping[str, Mapping[str, Counts]]
     active: Mapping[str, Counts]
     ci: Mapping[str, Counts]
