@@ -76,7 +76,8 @@ class Run:
     def causal_importances(self, batch: Shaped[Array, "..."]) -> dict[str, Float[Array, "..."]]:
         """Lower causal importances of every site, ``{site: [*leading, C]}``."""
         found = self._importances(self.experiment.target, self.decomposition, batch)
-        return unstacked(found, self.experiment.problem.sites)
+        single = unstacked(found, self.experiment.problem.sites)
+        return {site: jnp.asarray(x) for site, x in single.items()}
 
     def masked_output(self, batch: Shaped[Array, "..."], masks: Masks) -> Shaped[Array, "..."]:
         """The target's output with masked sites.

@@ -1,5 +1,6 @@
 """One pass over evaluation batches in one program: sums on the device, weighted by positions."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -206,18 +207,17 @@ def _active(ci: Float[Array, "*stack positions C"], thresholds: Float[Array, " n
 
 
 def _histograms(ci: Float[Array, "*stack positions C"], counted: Array) -> Float[Array, "*stack bins"]:
-    if ci.ndim == 2:
-        return _histogram(ci, counted)
-    return jnp.stack([_histogram(matrix, counted) for matrix in ci])
-
-
-def _histogram(ci: Float[Array, "positions C"], counted: Array) -> Float[Array, " bins"]:
-    bins = jnp.clip((ci * HISTOGRAM_BINS).astype(jnp.int32), 0, HISTOGRAM_BINS - 1).reshape(-1)
+    """Of each matrix; one count serves a whole stack, whose matrices have bins of their own."""
+    *stack, _, _ = ci.shape
+    n = math.prod(stack)
+    bins = jnp.clip((ci * HISTOGRAM_BINS).astype(jnp.int32), 0, HISTOGRAM_BINS - 1).reshape(n, -1)
+    bins = bins + HISTOGRAM_BINS * jnp.arange(n, dtype=jnp.int32)[:, None]
 
     def count(bins: Array) -> Array:
-        return jnp.bincount(bins, length=HISTOGRAM_BINS).astype(jnp.float32)
+        return jnp.bincount(bins.reshape(-1), length=n * HISTOGRAM_BINS).astype(jnp.float32)
 
-    return jax.lax.cond(counted, count, lambda _: jnp.zeros(HISTOGRAM_BINS), bins)
+    found = jax.lax.cond(counted, count, lambda _: jnp.zeros(n * HISTOGRAM_BINS), bins)
+    return found.reshape(*stack, HISTOGRAM_BINS)
 
 
 def accumulate(
