@@ -80,6 +80,8 @@ def test_unstacked_takes_what_is_there() -> None:
     assert list(found) == ["h.0.fc", "h.1.fc", "h.2.fc", "head"]
     np.testing.assert_array_equal(found["h.1.fc"], [2, 3])
     assert unstacked({}, STACKED) == {}
+    one = unstacked({"h.3-4.fc": np.arange(2.0)}, STACKED)["h.4.fc"]
+    assert isinstance(one, np.ndarray) and one.shape == () and one == 1  # an array still
 
 
 def test_a_stack_is_a_map_over_numbers() -> None:

@@ -110,6 +110,7 @@ def test_the_network_runs_in_bfloat16() -> None:
     masters = {x.shape for x in jax.tree.leaves(start.decomposition.components)}
     weights = {(s.depth, s.d_in, s.d_out) for s in problem.sites}
     allowed = masters | weights
+    assert wide
     for equation in wide:
         shapes = {v.aval.shape for v in equation.invars} | {equation.outvars[0].aval.shape}
         scores = equation.params["preferred_element_type"] == jnp.float32  # attention: summed in float32
