@@ -199,11 +199,15 @@ def check(case: Case) -> None:
     assert all(np.any(x) for name, x in slopes.items() if name.startswith("components"))
 
 
-@pytest.mark.parametrize("name", CASES)
+FAST = ("adversaries", "vectors")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in FAST else [pytest.mark.slow]) for n in CASES])
 def test_a_stack_learns_what_its_matrices_learn(name: str) -> None:
     check(CASES[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROLLED)
 def test_so_does_one_of_many_layers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (layers, mlp, transformer):
