@@ -35,6 +35,7 @@ from vpd.signals import StopSignals
 from vpd.targets import GPT2, TMS, Induction, LanguageModel, Llama, LlamaSimpleMLP, ResidMLP, Target, frozen_weights
 from vpd.targets.build import build_toy, fresh_target, load_stored
 from vpd.targets.checkpoint import load_language_model
+from vpd.targets.layers import whole_arrays
 from vpd.targets.weights import Toy, load_target, target_bytes
 from vpd.training.build import cut_for, init_state, problem_from, sites_from
 from vpd.training.checkpoint import Checkpoints
@@ -314,11 +315,12 @@ def reopened_target(directory: RunDirectory, config: RunConfig) -> AnyTarget:
 
 
 def weights_fingerprint(target: LanguageModel) -> str:
-    """A hash of all weights with their shapes."""
+    """A hash of all weights with their shapes, whatever the decomposition cuts the layers into."""
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(target):
-        digest.update(f"{leaf.shape} {leaf.dtype}".encode())
-        digest.update(np.ascontiguousarray(jax.device_get(leaf)).view(np.uint8).data)
+    for shape, parts in whole_arrays(target):
+        digest.update(f"{shape} {parts[0].dtype}".encode())
+        for part in parts:
+            digest.update(np.ascontiguousarray(jax.device_get(part)).view(np.uint8).data)
     return digest.hexdigest()
 
 

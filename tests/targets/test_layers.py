@@ -23,7 +23,7 @@ from vpd.decomposition import (
 )
 from vpd.targets import frozen_weights, masked_site_outputs, recorded_forward
 from vpd.targets import layers as layers_module
-from vpd.targets.layers import Layers, Resume, layers_of
+from vpd.targets.layers import Layers, Resume, layers_of, whole_arrays, with_cuts
 from vpd.training.build import cut_for, init_state, problem_from, sites_from, stacked_sites
 from vpd.training.step import train_step
 
@@ -65,6 +65,17 @@ def test_cuts() -> None:
     assert firsts(cut.cut([])) == [(0, 6)] and list(cut.whole["w"]) == list(range(6))
     assert cut.cut([5]).runs[1]["b"].tolist() == [[50]]
     assert [str(run.span) for run in cut] == ["h.0-1", "h.2-3", "h.4-5"]
+
+
+def test_arrays_are_whole_whatever_the_cuts() -> None:
+    model = simple_mlp(4)
+    every = [(x.shape, x) for x in jax.tree.leaves(model)]
+    for cuts in ((), (2,), (1, 3)):
+        found = list(whole_arrays(with_cuts(model, lambda _, cuts=cuts: cuts)))
+        assert [shape for shape, _ in found] == [shape for shape, _ in every]
+        assert max(len(parts) for _, parts in found) == len(cuts) + 1
+        for (_, parts), (_, x) in zip(found, every, strict=True):
+            assert b"".join(np.asarray(part).tobytes() for part in parts) == np.asarray(x).tobytes()
 
 
 def test_shapes_alone_are_cut_as_arrays_are() -> None:

@@ -382,7 +382,7 @@ def forward_parts(term: ReconTerm, scene: Scene, ci: Importances, sources: Sourc
 
 def _mean_error(scene: Scene, outputs: Mapping[str, Activation], sites: Collection[str]) -> Float[Array, ""]:
     errors, elements = hidden_act_errors(scene, outputs, sites)
-    return sum((jnp.sum(x) for x in errors.values()), jnp.zeros(())) / max(1, sum(elements.values()))
+    return sum((jnp.sum(x) for x in errors.values()), jnp.zeros(())) / max(1.0, float(sum(elements.values())))
 
 
 def _rider_error(scene: Scene, outputs: Mapping[str, Activation], rider: Rider, live: Collection[str]) -> Array:
@@ -396,7 +396,7 @@ def _rider_error(scene: Scene, outputs: Mapping[str, Activation], rider: Rider, 
         places = jnp.asarray([own.index(name) for name in chosen[s]])
         total = total + jnp.sum(each.reshape(-1)[places])
         count += elements[s] // len(own) * len(chosen[s])
-    return total / max(1, count)
+    return total / max(1.0, float(count))
 
 
 def hidden_act_errors(

@@ -147,6 +147,18 @@ def layers_of(target: PyTree) -> list[Layers]:
     return [node for node in found if isinstance(node, Layers)]
 
 
+def whole_arrays(target: PyTree) -> Iterator[tuple[tuple[int, ...], list[Array]]]:
+    """Shape of each array of a target, and its parts along the first axis: the same whatever its layers are cut into.
+
+    Nothing is copied.
+    """
+    for node in jax.tree.leaves(target, is_leaf=lambda node: isinstance(node, Layers)):
+        runs = [jax.tree.leaves(run) for run in node.runs] if isinstance(node, Layers) else [[node]]
+        for parts in zip(*runs, strict=True):
+            depth = sum(part.shape[0] for part in parts) if isinstance(node, Layers) else None
+            yield (parts[0].shape if depth is None else (depth, *parts[0].shape[1:])), list(parts)
+
+
 def with_cuts(target: Tree, firsts: Callable[[Layers], Iterable[int]]) -> Tree:
     """The same target, its layers cut into runs."""
 
