@@ -27,7 +27,7 @@ CI = {
 LOSSES: list[dict[str, Any]] = [
     {"type": "FaithfulnessLoss", "coeff": 10.0},
     {"type": "ImportanceMinimalityLoss", "coeff": 1e-2, "pnorm": 2.0, "beta": 0.5}
-    | {"p_anneal_start_frac": 0.0, "p_anneal_final_p": 0.4, "p_anneal_end_frac": 1.0},
+    | {"p_anneal_start_frac": 0.0, "p_anneal_final_p": 1.0, "p_anneal_end_frac": 1.0},
     {"type": "StochasticReconSubsetLoss", "coeff": 0.5},
     {"type": "PersistentPGDReconLoss", "coeff": 0.5, "optimizer": ADAM, "scope": {"type": "bsc"}, "n_warmup_steps": 1},
     {"type": "StochasticReconLoss", "coeff": 0.5, "hidden_acts_reconstruction": {"coeff": 0.1, "sites": ["h.1.*"]}},
@@ -74,8 +74,12 @@ def losses(bfloat16: bool) -> dict[str, np.ndarray]:
     return {name: np.asarray(x, np.float64) for name, x in found.items() if name.startswith("loss/")}
 
 
+@pytest.mark.slow
 def test_losses_stay_close_to_those_of_float32() -> None:
-    """Within 2 % of one another as means of ten steps, while they change by far more than that."""
+    """Within 2 % of one another as means of ten steps, while they change by far more than that.
+
+    The exponent ends at 1: below it, importances that rounding moves away from 0 weigh as much as others.
+    """
     wide, narrow = losses(False), losses(True)
     assert wide.keys() == narrow.keys()
     for name, expected in wide.items():
