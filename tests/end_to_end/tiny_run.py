@@ -13,9 +13,8 @@ import numpy as np
 
 from vpd import RunError, open_run
 from vpd.config.document import write_document
-from vpd.experiment import build, state_template
+from vpd.experiment import build, reopened_target, state_template
 from vpd.run_directory import RunDirectory
-from vpd.targets.weights import load_target
 from vpd.training.checkpoint import Checkpoints, named_leaves
 
 Document = dict[str, Any]
@@ -136,7 +135,7 @@ def final_bytes(run_dir: Path) -> dict[str, bytes]:
     """Every leaf of the last saved state, training included."""
     directory = RunDirectory(run_dir)
     run = open_run(run_dir)
-    template = state_template(build(run.config, load_target(directory.target)))
+    template = state_template(build(run.config, reopened_target(directory, run.config)))
     checkpoints = Checkpoints(directory.checkpoints, writable=False)
     state = checkpoints.load_state(saved_steps(run_dir)[-1], template)
     checkpoints.close()

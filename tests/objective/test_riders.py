@@ -1,19 +1,23 @@
 """Hidden-activation riders: what they measure in a term's own forwards, and who climbs and descends them."""
 
+from dataclasses import replace
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from objective.scenes import grid_term, importances_of, jit, pd_of, scene_of, stored_of, tms
+from objective.scenes import grid_term, importances_of, jit, normal, pd_of, scene_of, stored_of, tms, uniform
 from objective.test_recon_grid import FORWARDS, Forwards, by_hand
+from targets.language_models import simple_mlp, tokens
 
+from vpd.decomposition import Components, ComponentSet, Site, Span, members_in_order
 from vpd.importance import CausalImportances
-from vpd.objective import recon_loss, total_loss
+from vpd.objective import ReconTerm, Scene, recon_loss, total_loss
 from vpd.objective.build import terms_from
-from vpd.objective.recon import Rider, forward_parts, fresh_pgd, persistent_loss, recon_parts
-from vpd.targets import frozen_weights
+from vpd.objective.recon import Constant, Rider, forward_parts, fresh_pgd, persistent_loss, recon_parts
+from vpd.targets import frozen_weights, recorded_forward
+from vpd.training.build import cut_for
 
 KEY = jax.random.key(0)
 
@@ -114,3 +118,36 @@ def test_adversaries_climb_the_rider_too() -> None:
     for s in got:
         np.testing.assert_allclose(got[s], want[s], rtol=2e-3, atol=20)
     assert errors[0] > errors[1]
+
+
+@pytest.mark.parametrize("globs", [("h.1.*",), ("h.*.mlp.c_fc", "lm_head"), ("h.0-2.*",), ("h.10.*",)])
+def test_a_rider_names_single_matrices_of_stacks(globs: tuple[str, ...]) -> None:
+    """And never a stack by its own name."""
+    model, batch = simple_mlp(3), tokens()
+    span = Span("h", 0, 3)
+    stacks = (Site("h.0-2.attn.v_proj", 8, 4, 2, span=span), Site("h.0-2.mlp.c_fc", 8, 12, 3, span=span))
+    stacks = (*stacks, Site("lm_head", 8, 20, 2))
+    single = tuple(replace(site, name=name, span=None) for site, _, name in members_in_order(stacks))
+    pieces = {s.name: Components(normal(s.d_in, s.C, key=i), normal(s.C, s.d_out)) for i, s in enumerate(single)}
+    ci = {s.name: uniform(*batch.shape, s.C, key=i) for i, s in enumerate(single)}
+    term = ReconTerm("x", 1.0, Constant(0), rider=Rider(1.0, globs))
+
+    def hidden(sites: tuple[Site, ...]) -> float:
+        def of(tree: dict, site: Site):
+            rows = [tree[name] for name in site.members]
+            return rows[0] if site.span is None else jax.tree.map(lambda *x: jnp.stack(x), *rows)
+
+        held, own = ({s.name: of(tree, s) for s in sites} for tree in (pieces, ci))
+
+        def run(held, own, batch) -> jax.Array:
+            clean, _, outputs, _ = recorded_forward(cut_for(model, sites), batch, sites)
+            scene = Scene(cut_for(model, sites), ComponentSet(held), batch, clean, sites, batch.shape, False)
+            scene = replace(scene, clean_outputs=outputs)
+            routes = dict.fromkeys(own)
+            return forward_parts(term, scene, own, {s: jnp.zeros(()) for s in own}, routes)[1]
+
+        return float(jit(run)(held, own, batch))
+
+    found = hidden(stacks)
+    assert found == pytest.approx(hidden(single), rel=1e-5)
+    assert (found > 0) == (globs[0] not in ("h.0-2.*", "h.10.*"))

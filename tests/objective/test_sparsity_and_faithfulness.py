@@ -1,5 +1,7 @@
 """The sparsity losses and faithfulness against NumPy."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from objective.scenes import chain, components_of, jit, normal, sites_of, uniform
 
+from vpd.decomposition import Components, ComponentSet, Site, Span
 from vpd.objective import ImportanceMinimality, SmoothL0, anneal, faithfulness_loss
 from vpd.objective.minimality import Anneal, Frequency
 
@@ -125,3 +128,17 @@ def test_a_perfect_factorisation_is_faithful() -> None:
     exact = {"fc1": components["fc1"].V @ components["fc1"].U}
     assert faithfulness_loss(sites, exact, components) == 0
     assert faithfulness_loss(sites, {"fc1": normal(4, 5)}, components) > 0.1
+
+
+def test_more_weights_than_an_int32_counts() -> None:
+    """The MLPs of a model of 8B parameters."""
+    site = Site("h.0-31.up", 4096, 14336, 8, span=Span("h", 0, 32))
+    sites = (site, replace(site, name="h.0-31.gate"))
+
+    def loss() -> jax.Array:
+        pieces = Components(jnp.zeros((32, 4096, 8)), jnp.zeros((32, 8, 14336)))
+        weights = dict.fromkeys([s.name for s in sites], jnp.zeros((32, 4096, 14336)))
+        return faithfulness_loss(sites, weights, ComponentSet({s.name: pieces for s in sites}))
+
+    found = jax.eval_shape(loss)
+    assert found.shape == () and found.dtype == jnp.float32

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from vpd.analysis.run import Run, open_run
 from vpd.errors import RunError
 from vpd.evaluation.agreement import MEASURES, Agreement, Measure, Pieces, agreements
 from vpd.targets import frozen_weights
+from vpd.targets.layers import whole_arrays
 
 Pair = tuple[int, int]
 Matrix = Float[np.ndarray, "runs runs"]
@@ -110,9 +110,10 @@ def short_labels(paths: Sequence[Path]) -> tuple[str, ...]:
 def target_hash(run: Run) -> str:
     """A hash of all weights of the frozen network, in the order of its leaves."""
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(run.experiment.target):
-        array = np.asarray(leaf)
-        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+    for shape, parts in whole_arrays(run.experiment.target):
+        digest.update(f"{parts[0].dtype}{shape}".encode())
+        for part in parts:
+            digest.update(np.asarray(part).tobytes())
     return digest.hexdigest()
 
 

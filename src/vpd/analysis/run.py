@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,8 @@ from jaxtyping import Array, Float, Shaped
 from vpd.config import read_run_file
 from vpd.config.run import RunConfig
 from vpd.data.build import Sampler
-from vpd.decomposition import Components, SiteMask
+from vpd.decomposition import Components, SiteMask, members_in_order, unstacked
 from vpd.errors import RunError
-from vpd.evaluation.accumulate import in_order
 from vpd.experiment import Experiment, build, reopened_target, state_template
 from vpd.run_directory import RunDirectory
 from vpd.targets import Target, clean_forward, masked_forward
@@ -24,6 +24,7 @@ from vpd.training.checkpoint import Checkpoints
 from vpd.training.state import Decomposition
 from vpd.training.step import lower_importances
 
+Tree = TypeVar("Tree")
 Masks = Mapping[str, Float[Array, "..."] | SiteMask]
 
 
@@ -57,8 +58,8 @@ class Run:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Names of the decomposed sites in numeric layer order."""
-        return tuple(site.name for site in self.experiment.problem.sites)
+        """Names of the decomposed matrices in numeric layer order."""
+        return tuple(name for _, _, name in members_in_order(self.experiment.problem.sites))
 
     def components(self, site: str) -> Components:
         """V ``[d_in, C]`` and U ``[C, d_out]`` of a site.
@@ -76,7 +77,9 @@ class Run:
 
     def causal_importances(self, batch: Shaped[Array, "..."]) -> dict[str, Float[Array, "..."]]:
         """Lower causal importances of every site, ``{site: [*leading, C]}``."""
-        return in_order(self._importances(self.experiment.target, self.decomposition, batch), self.sites)
+        found = self._importances(self.experiment.target, self.decomposition, batch)
+        single = unstacked(found, self.experiment.problem.sites)
+        return {site: jnp.asarray(x) for site, x in single.items()}
 
     def masked_output(self, batch: Shaped[Array, "..."], masks: Masks) -> Shaped[Array, "..."]:
         """The target's output with masked sites.
@@ -107,7 +110,8 @@ class Run:
     def _leading(self, batch: Shaped[Array, "..."]) -> tuple[int, ...]:
         """Shape of the positions of a batch: ``(batch,)`` or ``(batch, sequence)``."""
         ci = jax.eval_shape(self._importances, self.experiment.target, self.decomposition, batch)
-        return ci[self.sites[0]].shape[:-1]
+        first = self.experiment.problem.sites[0]
+        return ci[first.name].shape[len(first.stack) : -1]
 
     @cached_property
     def _clean(self):
@@ -120,9 +124,16 @@ class Run:
     @cached_property
     def _masked(self):
         def masked(target: Target, decomposition: Decomposition, batch: Array, masks: dict[str, SiteMask]) -> Array:
-            return masked_forward(target, decomposition.components, batch, masks)
+            components, masks = _in_type_of(target, (decomposition.components, masks))
+            return masked_forward(target, components, batch, masks)
 
         return jax.jit(masked)
+
+
+def _in_type_of(target: Target, tree: Tree) -> Tree:
+    """Floating-point leaves in the type of the frozen weights."""
+    dtype = jax.tree.leaves(target)[0].dtype
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 def _parts(mask: SiteMask) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -101,7 +101,8 @@ def init_components(
             continue
         drawn = tied_to.get(site.name, site)
         if weights is not None:
-            W = jnp.eye(site.d_in) if site.kind == "identity" else weights[site.name]
+            eye = jnp.broadcast_to(jnp.eye(site.d_in), (*site.stack, site.d_in, site.d_in))
+            W = eye if site.kind == "identity" else weights[site.name]
             owned[site.name] = _from_weights(site, W, for_each(site, numbers, partial(_key_of_V, key)))
             continue
         pieces = for_each(site, numbers, partial(_normal_pieces, drawn, key))
@@ -124,7 +125,7 @@ def _from_weights(site: Site, W: Float[Array, "*stack d_in d_out"], key: Key[Arr
     pairs = partial(singular_pairs, C=site.C)
     if site.span is None:
         return pairs(W, key=key)
-    return jax.vmap(lambda w, k: pairs(w, key=k))(jnp.broadcast_to(W, (*site.stack, *W.shape[-2:])), key)
+    return jax.vmap(lambda w, k: pairs(w, key=k))(W, key)
 
 
 def singular_pairs(weight: Float[Array, "d_in d_out"], C: int, key: Key[Array, ""]) -> Components:

@@ -101,7 +101,7 @@ def for_each(
 def unstacked(by_site: Mapping[str, Stacked], sites: Sequence[Site]) -> dict[str, Stacked]:
     """What is known of sites, for each single matrix in numeric layer order; sites that are not named are left out."""
     return {
-        name: by_site[site.name] if site.span is None else by_site[site.name][i]
+        name: by_site[site.name] if site.span is None else by_site[site.name][i, ...]
         for site, i, name in members_in_order(sites)
         if site.name in by_site
     }

@@ -1,5 +1,6 @@
 """One pass over evaluation batches in one program: sums on the device, weighted by positions."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -60,7 +61,7 @@ class Sums(eqx.Module):
         positions: how many.
         recon: divergence by term.
         riders: hidden-activation errors by term with a rider, weighted like its divergence.
-        hidden_errors: squared errors ``{term: {site: ·}}``.
+        hidden_errors: squared errors ``{term: {site: ·}}``, of a stack one a matrix.
         hidden_elements: numbers of elements likewise.
         minimality: ``{term: {site: S_c [C]}}``.
         active: ``{site: [thresholds, C]}``, positions in which a subcomponent is above each threshold.
@@ -73,8 +74,8 @@ class Sums(eqx.Module):
     positions: Count
     recon: Mapping[str, Count]
     riders: Mapping[str, Count]
-    hidden_errors: Mapping[str, Mapping[str, Count]]
-    hidden_elements: Mapping[str, Mapping[str, Count]]
+    hidden_errors: Mapping[str, Mapping[str, Counts]]
+    hidden_elements: Mapping[str, Mapping[str, Counts]]
     minimality: Mapping[str, Mapping[str, Counts]]
     active: Mapping[str, Counts]
     ci: Mapping[str, Counts]
@@ -206,18 +207,17 @@ def _active(ci: Float[Array, "*stack positions C"], thresholds: Float[Array, " n
 
 
 def _histograms(ci: Float[Array, "*stack positions C"], counted: Array) -> Float[Array, "*stack bins"]:
-    if ci.ndim == 2:
-        return _histogram(ci, counted)
-    return jnp.stack([_histogram(matrix, counted) for matrix in ci])
-
-
-def _histogram(ci: Float[Array, "positions C"], counted: Array) -> Float[Array, " bins"]:
-    bins = jnp.clip((ci * HISTOGRAM_BINS).astype(jnp.int32), 0, HISTOGRAM_BINS - 1).reshape(-1)
+    """Of each matrix; one count serves a whole stack, whose matrices have bins of their own."""
+    *stack, _, _ = ci.shape
+    n = math.prod(stack)
+    bins = jnp.clip((ci * HISTOGRAM_BINS).astype(jnp.int32), 0, HISTOGRAM_BINS - 1).reshape(n, -1)
+    bins = bins + HISTOGRAM_BINS * jnp.arange(n, dtype=jnp.int32)[:, None]
 
     def count(bins: Array) -> Array:
-        return jnp.bincount(bins, length=HISTOGRAM_BINS).astype(jnp.float32)
+        return jnp.bincount(bins.reshape(-1), length=n * HISTOGRAM_BINS).astype(jnp.float32)
 
-    return jax.lax.cond(counted, count, lambda _: jnp.zeros(HISTOGRAM_BINS), bins)
+    found = jax.lax.cond(counted, count, lambda _: jnp.zeros(n * HISTOGRAM_BINS), bins)
+    return found.reshape(*stack, HISTOGRAM_BINS)
 
 
 def accumulate(

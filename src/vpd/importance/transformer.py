@@ -94,7 +94,8 @@ class Transformer(eqx.Module):
     def _attention(self, block: Block, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
         B, T, d = x.shape
         q, k, v = (trained_product(x, W).reshape(B, T, self.n_heads, -1) for W in (block.q, block.k, block.v))
-        mixed = jax.nn.dot_product_attention(rotate(q, self.rope_base), rotate(k, self.rope_base), v)
+        with jax.numpy_dtype_promotion("standard"):  # it takes a softmax of bfloat16 in float32
+            mixed = jax.nn.dot_product_attention(rotate(q, self.rope_base), rotate(k, self.rope_base), v)
         return trained_product(mixed.reshape(B, T, d), block.o)
 
 

@@ -24,4 +24,5 @@ def faithfulness_loss(
         components: V and U in float32.
     """
     squares = [jnp.sum(jnp.square(site_delta(site_weight(s, weights), components[s.name]))) for s in sites]
-    return sum(squares[1:], squares[0]) / sum(site.depth * site.d_in * site.d_out for site in sites)
+    # A float: there may be more weights than an int32 counts.
+    return sum(squares[1:], squares[0]) / float(sum(site.depth * site.d_in * site.d_out for site in sites))

@@ -371,7 +371,7 @@ def forward_parts(term: ReconTerm, scene: Scene, ci: Importances, sources: Sourc
         out, outputs = masked_site_outputs(
             scene.target, components, scene.batch, masks, scene.resume, scene.remat_layers
         )
-        hidden = None if term.rider is None else _mean_error(scene, outputs, term.rider.among(masks))
+        hidden = None if term.rider is None else _rider_error(scene, outputs, term.rider, masks)
         if term.measure == "hidden_acts":
             return _mean_error(scene, outputs, masks), hidden
         return jnp.mean(scene.target.divergence(scene.clean, out)), hidden
@@ -382,7 +382,21 @@ def forward_parts(term: ReconTerm, scene: Scene, ci: Importances, sources: Sourc
 
 def _mean_error(scene: Scene, outputs: Mapping[str, Activation], sites: Collection[str]) -> Float[Array, ""]:
     errors, elements = hidden_act_errors(scene, outputs, sites)
-    return sum((jnp.sum(x) for x in errors.values()), jnp.zeros(())) / max(1, sum(elements.values()))
+    return sum((jnp.sum(x) for x in errors.values()), jnp.zeros(())) / max(1.0, float(sum(elements.values())))
+
+
+def _rider_error(scene: Scene, outputs: Mapping[str, Activation], rider: Rider, live: Collection[str]) -> Array:
+    """Mean error of the matrices that a rider names; of a stack it may be some."""
+    members = {site.name: site.members for site in scene.sites if site.span is not None and site.name in live}
+    chosen = {s: rider.among(members.get(s, (s,))) for s in live}
+    errors, elements = hidden_act_errors(scene, outputs, [s for s, named in chosen.items() if named])
+    total, count = jnp.zeros(()), 0
+    for s, each in errors.items():
+        own = members.get(s, (s,))
+        places = jnp.asarray([own.index(name) for name in chosen[s]])
+        total = total + jnp.sum(each.reshape(-1)[places])
+        count += elements[s] // len(own) * len(chosen[s])
+    return total / max(1.0, float(count))
 
 
 def hidden_act_errors(

@@ -214,11 +214,16 @@ class Pass:
         for run in self._runs(layers):
             if resume is not None and run.first + run.depth <= resume.first:
                 continue
+            inside = resume is not None and run.first < resume.first
+            assert not inside, f"a masked forward begins within {run.span}; cut the layers for the sites"
             if resume is not None and run.first <= resume.first:
                 h = resume.h
             begin = resume.part if resume is not None and run.first == resume.first else 0
             if run.depth > 1:
                 h = self._through_stack(run, parts, h)
+                continue
+            if self.remat:
+                h = self._recomputed(run, parts[begin:], h)
                 continue
             layer, seam = run.layer(0), self._at(run)
             for i, part in enumerate(parts[begin:], start=begin):
@@ -237,6 +242,26 @@ class Pass:
         after, _ = self._scan_run(run, body, h)
         self._note_start(known, Resume(h, run.prefix, run.first, 0))
         return after
+
+    def _recomputed(self, run: Run, parts: Sequence[Part], h: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+        """A single layer, run again in the backward pass."""
+        path = f"{run.prefix}.{run.first}."
+        masks = {name: mask for name, mask in self.live.items() if name.startswith(path)}
+        pieces = {name: self.components[name] for name in masks} if self.components is not None else {}
+
+        @jax.checkpoint
+        def layer(
+            h: Shaped[Array, "..."], weights: PyTree, pieces: dict[str, Components], masks: dict[str, Mask]
+        ) -> tuple[Shaped[Array, "..."], Named, Named]:
+            seam = Pass(masks, ComponentSet(pieces), self.wanted, prefix=path, used=self.used)
+            for part in parts:
+                h = part(seam, h, weights)
+            return h, seam.inputs, seam.outputs
+
+        h, inputs, outputs = layer(h, run.layer(0), pieces, masks)
+        self.inputs |= inputs
+        self.outputs |= outputs
+        return h
 
     def _note_start(self, known: int, here: Resume) -> None:
         """The first part that wrote something down is where masked forwards begin, unless something came before it."""
@@ -259,9 +284,11 @@ class Pass:
             None if self.wanted is None else frozenset(n.removeprefix(path) for n in self.wanted if n.startswith(path))
         )
 
+        used: set[str] = set()
+
         def layer(carry: Carry, given: tuple[PyTree, dict[str, Components], dict[str, Mask]]) -> tuple[Carry, PyTree]:
             weights, pieces, masks = given
-            seam = Pass(masks, ComponentSet(pieces), own, inputs={}, outputs={}, used=self._used_in(path))
+            seam = Pass(masks, ComponentSet(pieces), own, used=used)
             carry, y = body(seam, carry, weights)
             return carry, (y, _dense(seam.inputs), _dense(seam.outputs))
 
@@ -271,11 +298,8 @@ class Pass:
             layer, carry, (run.stack, owned, live), reverse=reverse, unroll=run.unroll
         )
         self._keep(run, inputs, outputs)
-        self.used |= {path + name for name in live}
+        self.used |= {path + name for name in used}
         return carry, y
-
-    def _used_in(self, path: str) -> set[str]:
-        return set()
 
     def _keep(self, run: Run, inputs: Named, outputs: Named) -> None:
         for kept, found in ((self.inputs, inputs), (self.outputs, outputs)):

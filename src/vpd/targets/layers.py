@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import equinox as eqx
@@ -12,6 +13,7 @@ from jaxtyping import Array, PyTree, Shaped
 from vpd.decomposition import Span
 
 Tree = TypeVar("Tree")
+Leaf = Shaped[Array, "..."] | jax.ShapeDtypeStruct
 
 # A scan of so few layers is unrolled: its slices and stacks then cost nothing.
 UNROLLED = 4
@@ -92,7 +94,7 @@ class Layers(eqx.Module):
         """All layers as one stack."""
         if len(self.runs) == 1:
             return self.runs[0]
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *self.runs)
+        return jax.tree.map(_joined, *self.runs)
 
 
 def _cut(run: Run, cuts: set[int]) -> list[Run]:
@@ -102,9 +104,25 @@ def _cut(run: Run, cuts: set[int]) -> list[Run]:
         return [run]
     found: list[Run] = []
     for a, b in zip(firsts, [*firsts[1:], end], strict=True):
-        stack = jax.tree.map(lambda leaf, a=a, b=b: leaf[a - run.first : b - run.first], run.stack)
+        stack = jax.tree.map(partial(_rows, first=a - run.first, end=b - run.first), run.stack)
         found.append(Run(stack, run.prefix, a, b - a))
     return found
+
+
+# Weights may be shapes alone (``jax.ShapeDtypeStruct``): a program is then compiled for a network nobody has loaded.
+
+
+def _rows(leaf: Leaf, first: int, end: int) -> Leaf:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((end - first, *leaf.shape[1:]), leaf.dtype)
+    return leaf[first:end]
+
+
+def _joined(*parts: Leaf) -> Leaf:
+    arrays = [part for part in parts if not isinstance(part, jax.ShapeDtypeStruct)]
+    if len(arrays) == len(parts):
+        return jnp.concatenate(arrays)
+    return jax.ShapeDtypeStruct((sum(part.shape[0] for part in parts), *parts[0].shape[1:]), parts[0].dtype)
 
 
 class Resume(eqx.Module):
@@ -127,6 +145,18 @@ def layers_of(target: PyTree) -> list[Layers]:
     """Every stack of layers that a target scans over."""
     found = jax.tree.leaves(target, is_leaf=lambda node: isinstance(node, Layers))
     return [node for node in found if isinstance(node, Layers)]
+
+
+def whole_arrays(target: PyTree) -> Iterator[tuple[tuple[int, ...], list[Array]]]:
+    """Shape of each array of a target, and its parts along the first axis: the same whatever its layers are cut into.
+
+    Nothing is copied.
+    """
+    for node in jax.tree.leaves(target, is_leaf=lambda node: isinstance(node, Layers)):
+        runs = [jax.tree.leaves(run) for run in node.runs] if isinstance(node, Layers) else [[node]]
+        for parts in zip(*runs, strict=True):
+            depth = sum(part.shape[0] for part in parts) if isinstance(node, Layers) else None
+            yield (parts[0].shape if depth is None else (depth, *parts[0].shape[1:])), list(parts)
 
 
 def with_cuts(target: Tree, firsts: Callable[[Layers], Iterable[int]]) -> Tree:

@@ -12,7 +12,7 @@ from vpd.config.checks import check_riders
 from vpd.config.run import PD
 from vpd.config.schedule import Optimizer as NamedOptimizer
 from vpd.config.sites import match_sites
-from vpd.decomposition import Site, Span, init_components
+from vpd.decomposition import Site, Span, init_components, members_in_order
 from vpd.importance.build import init_ci_function
 from vpd.objective import Weights, init_adversary
 from vpd.objective.adversary import source_shapes
@@ -114,7 +114,7 @@ def problem_from(
     pd: PD, sites: Sequence[Site], has_sequence: bool, bfloat16: bool = False, remat: bool = False
 ) -> Problem:
     """All that is static about a run; ConfigError where a rider names none of the sites."""
-    check_riders(pd.loss_metrics, [site.name for site in sites])
+    check_riders(pd.loss_metrics, [name for _, _, name in members_in_order(sites)])
     return Problem(
         sites=tuple(sites),
         terms=terms_from(pd, has_sequence),

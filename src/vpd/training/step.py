@@ -42,13 +42,13 @@ class Problem:
 
 
 def cast_compute(problem: Problem, tree: Tree) -> Tree:
-    """Floating-point leaves in the compute dtype; nothing happens in float32."""
+    """Floating-point leaves in the compute dtype; those that are in it already stay what they are."""
     dtype = jnp.dtype(problem.compute_dtype)
 
     def cast(x: Array) -> Array:
-        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        return x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != dtype else x
 
-    return tree if dtype == jnp.float32 else jax.tree.map(cast, tree)
+    return jax.tree.map(cast, tree)
 
 
 def leading_shape(problem: Problem, inputs: dict[str, Activation]) -> tuple[int, ...]:
@@ -76,7 +76,7 @@ def lower_importances(
     problem: Problem, target: Target, decomposition: Decomposition, batch: Shaped[Array, "..."]
 ) -> dict[str, Array]:
     """Lower CI without sampling noise."""
-    _, inputs = clean_forward(target, batch, problem.sites)
+    _, inputs = clean_forward(*cast_compute(problem, (target, batch)), problem.sites)
     quiet = replace(problem, sampling="continuous")
     return importances(quiet, decomposition.ci_fn, decomposition.components, inputs, 0, 0).lower
 
