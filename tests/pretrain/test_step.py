@@ -103,7 +103,8 @@ def test_recomputing_layers_changes_nothing_but_rounding() -> None:
 
 def test_bfloat16_keeps_float32_parameters() -> None:
     state = first_state(fresh_model(_config("Llama"), VOCAB))
-    narrow = _ran(Rule(Schedule(1e-2), 20, bfloat16=True), state, 20)
+    with jax.numpy_dtype_promotion("standard"):  # the gradient of JAX's attention mixes its softmax with bfloat16
+        narrow = _ran(Rule(Schedule(1e-2), 20, bfloat16=True), state, 20)
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow.model)} == {jnp.dtype("float32")}
     before, after = (float(mean_loss(s.model, jnp.asarray(ROWS))) for s in (state, narrow))
     assert after < before - 0.1
