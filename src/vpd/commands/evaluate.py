@@ -33,7 +33,7 @@ def evaluate_command(path: Path, step: int | None, batches: int | None, as_json:
         typer.echo(json.dumps(finite(result)))
         return
     if found.verdict:
-        print_verdict(found.verdict, f"{run.path.name}, step {run.step}: {'solved' if found.solved else 'not solved'}")
+        print_verdict(found.verdict, f"{run.path.name}, step {run.step}: {found.headline}")
     shown = found.metrics
     if run.config.target_kind == "lm":
         matrices = matrix_rows(run.config, found.metrics)

@@ -101,8 +101,8 @@ def _print_result(outcome: Outcome) -> None:
     if not outcome.finished:
         _say(f"stopped by a signal; `vpd train {path}` goes on from here")
     elif outcome.evaluation is not None and outcome.evaluation.verdict:
-        solved = "solved" if outcome.evaluation.solved else "not solved"
-        print_verdict(outcome.evaluation.verdict, f"{path.name}: {solved} after {outcome.evaluation.step} steps")
+        evaluation = outcome.evaluation
+        print_verdict(evaluation.verdict, f"{path.name}: {evaluation.headline} after {evaluation.step} steps")
     report = path / "report.html"
     if report.exists():
         typer.echo(f"report: {report}")

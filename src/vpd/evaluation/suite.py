@@ -70,6 +70,15 @@ class Evaluation:
         """Whether every bar of the verdict holds; None without a verdict."""
         return all(row["ok"] is not False for row in self.verdict) if self.verdict else None
 
+    @property
+    def headline(self) -> str:
+        """The verdict in two words, or how many bars are missed where no mechanism is known that could be found."""
+        if self.single_features or self.induction is not None:
+            return "solved" if self.solved else "not solved"
+        judged = [row["ok"] for row in self.verdict if row["ok"] is not None]
+        missed = judged.count(False)
+        return f"{missed} of {len(judged)} bars missed" if missed else "every bar holds"
+
 
 class Suite:
     """The evaluation of one run: compiled once, called at every pass."""
