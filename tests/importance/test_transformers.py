@@ -131,7 +131,8 @@ def test_the_program_does_not_grow_with_the_blocks() -> None:
         fn = jax.eval_shape(init(SITES, size), jax.random.key(0))
         return len(jax.jit(lambda fn, x: fn(x, NOTHING)).lower(fn, inputs_of(SITES, 2, 3)).as_text().splitlines())
 
-    assert lines(2) == lines(7)
+    assert lines(5) == lines(9)  # up to four blocks are written out
+    assert lines(9) <= 1.1 * lines(2)
 
 
 @pytest.mark.parametrize("per_chunk", [None, 1, 3])
