@@ -1,7 +1,5 @@
 """The composition root: from a run file to target, data, objective, loop, evaluation and records."""
 
-import hashlib
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +24,13 @@ from vpd.evaluation.suite import Evaluation, Suite
 from vpd.machine import common_facts, use_compile_cache
 from vpd.objective.total import persistent_terms
 from vpd.progress import preparing_meter, target_meter, training_meter
-from vpd.run_directory import RunDirectory, create_run_directory, refuse_unwritable, write_atomically
+from vpd.run_directory import (
+    RunDirectory,
+    create_run_directory,
+    directory_name,
+    refuse_unwritable,
+    write_atomically,
+)
 from vpd.signals import StopSignals
 from vpd.targets import GPT2, TMS, Induction, LanguageModel, Llama, LlamaSimpleMLP, ResidMLP, Target, frozen_weights
 from vpd.targets.build import build_toy, fresh_target, load_stored
@@ -206,12 +210,7 @@ def lower_program(experiment: Experiment) -> jax.stages.Lowered:
 
 def run_id_of(config: RunConfig, name: str | None) -> str:
     """The run directory's name: ``run_id``, else ``run_name``, else the run file's stem, else a hash of the content."""
-    if config.run_id is not None:
-        return config.run_id
-    label = config.run_name or name
-    if label is None:
-        return f"{config.target_kind}-{hashlib.sha256(dump_run_file(config).encode()).hexdigest()[:8]}"
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.") or "run"
+    return config.run_id or directory_name(config.run_name or name, config.target_kind, dump_run_file(config))
 
 
 def run_path(config: RunConfig, name: str | None) -> Path:

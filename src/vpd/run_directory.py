@@ -1,8 +1,10 @@
 """The run directory: the interface between writing and reading. Everything in it appears whole or not at all."""
 
 import fcntl
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -14,6 +16,13 @@ from vpd.errors import RunError
 SCHEMA_VERSION = 1
 
 Facts = dict[str, object]
+
+
+def directory_name(label: str | None, kind: str, content: str) -> str:
+    """A run directory's name: the label as far as it makes a name, without one the kind and a hash of the run file."""
+    if label is None:
+        return f"{kind}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.") or "run"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -1,6 +1,5 @@
 """Several runs of one target side by side: do they agree, what did they reach, at which price."""
 
-import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from vpd.analysis.run import Run, open_run
 from vpd.errors import RunError
 from vpd.evaluation.agreement import MEASURES, Agreement, Measure, Pieces, agreements
 from vpd.targets import frozen_weights
-from vpd.targets.layers import whole_arrays
+from vpd.targets.fingerprint import weights_fingerprint
 
 Pair = tuple[int, int]
 Matrix = Float[np.ndarray, "runs runs"]
@@ -108,13 +107,8 @@ def short_labels(paths: Sequence[Path]) -> tuple[str, ...]:
 
 
 def target_hash(run: Run) -> str:
-    """A hash of all weights of the frozen network, in the order of its leaves."""
-    digest = hashlib.sha256()
-    for shape, parts in whole_arrays(run.experiment.target):
-        digest.update(f"{parts[0].dtype}{shape}".encode())
-        for part in parts:
-            digest.update(np.asarray(part).tobytes())
-    return digest.hexdigest()
+    """A hash of all weights of the frozen network."""
+    return weights_fingerprint(run.experiment.target)
 
 
 def _refuse_repeated(paths: Sequence[Path]) -> None:

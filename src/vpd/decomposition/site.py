@@ -77,6 +77,7 @@ def masked_site(
         y, delta = Factored(((kept(inner, mask), components.U),)), made(mask).delta
     else:
         # A function of its own for each use: a trace that is shared between uses can differ in what is differentiated.
+        # Masks are among the largest arrays of a step: the backward pass makes them again from what they are made of.
         y, delta = jax.checkpoint(lambda *given: _masked_product(*given))(inner, mask, components.U)
     if delta is not None or mask.routing is not None:
         frozen = site_frozen(x, weight, kind, factored)
@@ -97,7 +98,6 @@ def kept(inner: Float[Array, "*leading C"], mask: Mask) -> Float[Array, "*leadin
     return inner * weights
 
 
-# Masks are among the largest arrays of a step: the backward pass makes them again from what they are made of.
 def _masked_product(
     inner: Float[Array, "*leading C"], mask: Mask, U: Float[Array, "C d_out"]
 ) -> tuple[Float[Array, "*leading d_out"], Float[Array, "..."] | None]:

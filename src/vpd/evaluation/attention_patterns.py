@@ -118,14 +118,14 @@ def attention_divergence(
         gap = jnp.where(jnp.isfinite(log_p), jnp.exp(log_p) * (log_p - log_q), 0.0)
         per_layer = jnp.mean(jnp.sum(gap, axis=-1), axis=(1, 2, 3))
         for i in range(depth):
-            if any(fnmatchcase(member, metric.queries) for member in _members(query, prefix, first, depth, i)):
+            if fnmatchcase(_member(query, prefix, first, depth, i), metric.queries):
                 found[f"{prefix}.{first + i}"] = per_layer[i]
     return found
 
 
-def _members(path: str, prefix: str, first: int, depth: int, i: int) -> tuple[str]:
+def _member(path: str, prefix: str, first: int, depth: int, i: int) -> str:
     local = path.removeprefix(f"{prefix}.{first}-{first + depth - 1}." if depth > 1 else f"{prefix}.{first}.")
-    return (f"{prefix}.{first + i}.{local}",)
+    return f"{prefix}.{first + i}.{local}"
 
 
 def _outputs(scene: Scene, masks: Mapping[str, Mask], names: frozenset[str]) -> dict[str, Activation]:

@@ -1,7 +1,5 @@
 """Pretrains a language model in a run directory, or goes on with what was interrupted."""
 
-import hashlib
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,7 +17,13 @@ from vpd.pretrain.plan import Plan, build_plan
 from vpd.pretrain.report import KIND, write_pretraining_report
 from vpd.pretrain.step import compiled_update, first_state
 from vpd.progress import training_meter
-from vpd.run_directory import RunDirectory, create_run_directory, refuse_unwritable, write_atomically
+from vpd.run_directory import (
+    RunDirectory,
+    create_run_directory,
+    directory_name,
+    refuse_unwritable,
+    write_atomically,
+)
 from vpd.signals import StopSignals
 
 
@@ -43,12 +47,7 @@ class Outcome:
 def run_path(config: PretrainingConfig, name: str | None) -> Path:
     """The run directory that a pretraining file means; its name is chosen as that of a run file."""
     folder = Path(config.out_dir or "runs").expanduser()
-    if config.run_id is not None:
-        return folder / config.run_id
-    label = config.run_name or name
-    if label is None:
-        return folder / f"pretrain-{hashlib.sha256(dump_run_file(config).encode()).hexdigest()[:8]}"
-    return folder / (re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-.") or "run")
+    return folder / (config.run_id or directory_name(config.run_name or name, "pretrain", dump_run_file(config)))
 
 
 def pretrain(

@@ -183,6 +183,11 @@ class Pass:
     def _wants(self, name: str) -> bool:
         return self.wanted is None or name in self.wanted
 
+    def _wanted_below(self, path: str) -> frozenset[str] | None:
+        if self.wanted is None:
+            return None
+        return frozenset(name.removeprefix(path) for name in self.wanted if name.startswith(path))
+
     def scan(self, layers: Layers, body: Body[Carry], carry: Carry, reverse: bool = False) -> tuple[Carry, PyTree]:
         """As :class:`Seam` says."""
         ys: list[PyTree] = []
@@ -222,10 +227,10 @@ class Pass:
             if run.depth > 1:
                 h = self._through_stack(run, parts, h)
                 continue
-            if self.remat:
-                h = self._recomputed(run, parts[begin:], h)
-                continue
             layer, seam = run.layer(0), self._at(run)
+            if self.remat:
+                h = seam.recomputed(partial(_in_turn, parts[begin:]), (h, layer))
+                continue
             for i, part in enumerate(parts[begin:], start=begin):
                 before, known = h, len(self.inputs)
                 h = part(seam, h, layer)
@@ -234,34 +239,12 @@ class Pass:
 
     def _through_stack(self, run: Run, parts: Sequence[Part], h: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
         def body(seam: Seam, h: Shaped[Array, "..."], layer: PyTree) -> tuple[Shaped[Array, "..."], None]:
-            for part in parts:
-                h = part(seam, h, layer)
-            return h, None
+            return _in_turn(parts, seam, (h, layer)), None
 
         known = len(self.inputs)
         after, _ = self._scan_run(run, body, h)
         self._note_start(known, Resume(h, run.prefix, run.first, 0))
         return after
-
-    def _recomputed(self, run: Run, parts: Sequence[Part], h: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-        """A single layer, run again in the backward pass."""
-        path = f"{run.prefix}.{run.first}."
-        masks = {name: mask for name, mask in self.live.items() if name.startswith(path)}
-        pieces = {name: self.components[name] for name in masks} if self.components is not None else {}
-
-        @jax.checkpoint
-        def layer(
-            h: Shaped[Array, "..."], weights: PyTree, pieces: dict[str, Components], masks: dict[str, Mask]
-        ) -> tuple[Shaped[Array, "..."], Named, Named]:
-            seam = Pass(masks, ComponentSet(pieces), self.wanted, prefix=path, used=self.used)
-            for part in parts:
-                h = part(seam, h, weights)
-            return h, seam.inputs, seam.outputs
-
-        h, inputs, outputs = layer(h, run.layer(0), pieces, masks)
-        self.inputs |= inputs
-        self.outputs |= outputs
-        return h
 
     def _note_start(self, known: int, here: Resume) -> None:
         """The first part that wrote something down is where masked forwards begin, unless something came before it."""
@@ -269,8 +252,11 @@ class Pass:
             self.start.append(here if known == 0 else None)
 
     def _at(self, run: Run) -> "Pass":
-        """The same pass in a single layer."""
-        return replace(self, prefix=f"{run.prefix}.{run.first}.")
+        """The same pass in a single layer, with the masks and subcomponents of its sites alone."""
+        path = f"{run.prefix}.{run.first}."
+        live = {name: mask for name, mask in self.live.items() if name.startswith(path)}
+        pieces = {name: self.components[name] for name in live} if self.components is not None else {}
+        return replace(self, prefix=path, live=live, components=ComponentSet(pieces))
 
     def _scan_run(self, run: Run, body: Body[Carry], carry: Carry, reverse: bool = False) -> tuple[Carry, PyTree]:
         """One run of layers: a single one in place, several in a scan that carries their sites' arrays along."""
@@ -280,9 +266,7 @@ class Pass:
         path = f"{run.span}."
         live = {name.removeprefix(path): mask for name, mask in self.live.items() if name.startswith(path)}
         owned = {name: self.components[path + name] for name in live} if self.components is not None else {}
-        own = (
-            None if self.wanted is None else frozenset(n.removeprefix(path) for n in self.wanted if n.startswith(path))
-        )
+        own = self._wanted_below(path)
 
         used: set[str] = set()
 
@@ -314,6 +298,14 @@ class Pass:
         """The layers in runs; one that is named by itself stands alone."""
         named = [*self.live, *(self.wanted or ())]
         return layers.split(lambda i: any(name.startswith(f"{layers.prefix}.{i}.") for name in named))
+
+
+def _in_turn(parts: Sequence[Part], seam: Seam, given: tuple[Shaped[Array, "..."], PyTree]) -> Shaped[Array, "..."]:
+    """The stream after every part of a layer."""
+    h, layer = given
+    for part in parts:
+        h = part(seam, h, layer)
+    return h
 
 
 def _dense(named: Named) -> Named:
@@ -412,9 +404,7 @@ class _Weights(Pass):
         if run.depth == 1:
             return super()._scan_run(run, body, carry)
         path = f"{run.span}."
-        own = (
-            None if self.wanted is None else frozenset(n.removeprefix(path) for n in self.wanted if n.startswith(path))
-        )
+        own = self._wanted_below(path)
 
         def layer(weights: PyTree) -> tuple[Carry, PyTree, dict[str, Array]]:
             seam = _Weights(wanted=own, inputs={}, outputs={}, weights={})

@@ -1,17 +1,16 @@
 """GPT-2: learned positions, LayerNorm, queries, keys and values as one matrix (method.md §9)."""
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vpd.decomposition import Activation, SiteKind, dense
-from vpd.randomness import Seed, stream
+from vpd.randomness import Seed
 from vpd.targets.attention import causal_attention, refuse_longer
 from vpd.targets.base import Seam
 from vpd.targets.divergence import kl
+from vpd.targets.initial import initial, initial_layers
 from vpd.targets.layers import Layers
 from vpd.targets.norms import layer_norm
 
@@ -98,15 +97,12 @@ class GPT2(eqx.Module):
 
     def matrices(self) -> dict[str, tuple[int, int, SiteKind]]:
         """``transformer.wte``, ``.wpe`` (lookups), ``transformer.h.i.{attn,mlp}.*``, ``lm_head``."""
-        (vocab, d), stack = self.wte.shape, self.layers.runs[0]
+        vocab, d = self.wte.shape
         found: dict[str, tuple[int, int, SiteKind]] = {
             "transformer.wte": (vocab, d, "embedding"),
             "transformer.wpe": (self.max_len, d, "embedding"),
         }
-        for i in range(self.layers.depth):
-            for path, field in MATRICES.items():
-                d_in, d_out = getattr(stack, field).shape[1:]
-                found[f"transformer.h.{i}.{path}"] = (d_in, d_out, "linear")
+        found |= self.layers.matrices(MATRICES)
         found["lm_head"] = (d, vocab, "linear")
         return found
 
@@ -136,25 +132,23 @@ def init_gpt2(
         max_len: longest sequence.
     """
     hidden = d_mlp or 4 * d_model
-    small = 0.02 / math.sqrt(2 * n_layers)
     shapes = {
-        "c_attn": ((d_model, 3 * d_model), 0.02),
-        "attn_proj": ((d_model, d_model), small),
-        "c_fc": ((d_model, hidden), 0.02),
-        "mlp_proj": ((hidden, d_model), small),
+        "c_attn": (d_model, 3 * d_model),
+        "attn_proj": (d_model, d_model),
+        "c_fc": (d_model, hidden),
+        "mlp_proj": (hidden, d_model),
     }
-    layer: dict[str, Array] = {"ln_1_bias": jnp.zeros((n_layers, d_model)), "ln_2_bias": jnp.zeros((n_layers, d_model))}
-    for name, (shape, scale) in shapes.items():
-        layer[name] = jax.random.normal(stream(seed, f"lm/{name}"), (n_layers, *shape)) * scale
-        layer[f"{name}_bias"] = jnp.zeros((n_layers, shape[1]))
+    drawn = initial_layers(shapes, ("attn_proj", "mlp_proj"), n_layers, seed)
+    widths = {"ln_1": d_model, "ln_2": d_model} | {name: d_out for name, (_, d_out) in shapes.items()}
+    biases = {f"{name}_bias": jnp.zeros((n_layers, width)) for name, width in widths.items()}
     ones = jnp.ones((n_layers, d_model))
     return GPT2(
-        wte=jax.random.normal(stream(seed, "lm/wte"), (vocab, d_model)) * 0.02,
-        wpe=jax.random.normal(stream(seed, "lm/wpe"), (max_len, d_model)) * 0.02,
-        layers=Layers((GPT2Layer(ln_1=ones, ln_2=ones, **layer),), "transformer.h"),
+        wte=initial("wte", (vocab, d_model), seed),
+        wpe=initial("wpe", (max_len, d_model), seed),
+        layers=Layers((GPT2Layer(ln_1=ones, ln_2=ones, **drawn, **biases),), "transformer.h"),
         ln_f=jnp.ones(d_model),
         ln_f_bias=jnp.zeros(d_model),
-        lm_head=None if tied else jax.random.normal(stream(seed, "lm/lm_head"), (d_model, vocab)) * 0.02,
+        lm_head=None if tied else initial("lm_head", (d_model, vocab), seed),
         n_heads=n_heads,
         eps=eps,
     )

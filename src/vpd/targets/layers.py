@@ -1,6 +1,6 @@
 """Layers of one shape, stacked along their first axis so that the program does not grow with depth."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Shaped
 
-from vpd.decomposition import Span
+from vpd.decomposition import SiteKind, Span
 
 Tree = TypeVar("Tree")
 Leaf = Shaped[Array, "..."] | jax.ShapeDtypeStruct
@@ -73,6 +73,15 @@ class Layers(eqx.Module):
     def depth(self) -> int:
         """How many layers."""
         return sum(run.depth for run in self)
+
+    def matrices(self, fields: Mapping[str, str]) -> dict[str, tuple[int, int, SiteKind]]:
+        """``{path: (d_in, d_out, kind)}`` of every layer's matrices, by their paths in a layer and their fields."""
+        shapes = {path: getattr(self.runs[0], field).shape[1:] for path, field in fields.items()}
+        return {
+            f"{self.prefix}.{i}.{path}": (d_in, d_out, "linear")
+            for i in range(self.depth)
+            for path, (d_in, d_out) in shapes.items()
+        }
 
     def split(self, alone: Callable[[int], bool]) -> list[Run]:
         """The runs, in which layers of which ``alone`` holds are runs by themselves."""

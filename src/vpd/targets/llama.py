@@ -1,18 +1,17 @@
 """Llama: rotary grouped-query attention and SwiGLU, from 135M to 8B parameters (method.md §9)."""
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vpd.decomposition import Activation, SiteKind, dense
-from vpd.randomness import Seed, stream
+from vpd.randomness import Seed
 from vpd.rotary import Scaling
 from vpd.targets.attention import causal_attention, refuse_longer
 from vpd.targets.base import Seam
 from vpd.targets.divergence import kl
+from vpd.targets.initial import initial, initial_layers
 from vpd.targets.layers import Layers
 from vpd.targets.norms import rms_norm
 
@@ -95,13 +94,9 @@ class Llama(eqx.Module):
     def matrices(self) -> dict[str, tuple[int, int, SiteKind]]:
         """``model.embed_tokens`` (lookup), under ``model.layers.i`` ``{self_attn,mlp}.*_proj``, ``lm_head``."""
         vocab, d = self.embed_tokens.shape
-        stack: LlamaLayer = self.layers.runs[0]
         found: dict[str, tuple[int, int, SiteKind]] = {"model.embed_tokens": (vocab, d, "embedding")}
-        for i in range(self.layers.depth):
-            for part, names in (("self_attn", ATTENTION), ("mlp", MLP)):
-                for name in names:
-                    d_in, d_out = getattr(stack, name).shape[1:]
-                    found[f"model.layers.{i}.{part}.{name}"] = (d_in, d_out, "linear")
+        fields = {f"self_attn.{name}": name for name in ATTENTION} | {f"mlp.{name}": name for name in MLP}
+        found |= self.layers.matrices(fields)
         found["lm_head"] = (d, vocab, "linear")
         return found
 
@@ -140,26 +135,22 @@ def init_llama(
     """
     d_head = head_dim or d_model // n_heads
     d_q, d_kv = n_heads * d_head, n_kv_heads * d_head
-    small = 0.02 / math.sqrt(2 * n_layers)
     shapes = {
-        "q_proj": ((d_model, d_q), 0.02),
-        "k_proj": ((d_model, d_kv), 0.02),
-        "v_proj": ((d_model, d_kv), 0.02),
-        "o_proj": ((d_q, d_model), small),
-        "gate_proj": ((d_model, d_mlp), 0.02),
-        "up_proj": ((d_model, d_mlp), 0.02),
-        "down_proj": ((d_mlp, d_model), small),
+        "q_proj": (d_model, d_q),
+        "k_proj": (d_model, d_kv),
+        "v_proj": (d_model, d_kv),
+        "o_proj": (d_q, d_model),
+        "gate_proj": (d_model, d_mlp),
+        "up_proj": (d_model, d_mlp),
+        "down_proj": (d_mlp, d_model),
     }
-    drawn = {
-        name: jax.random.normal(stream(seed, f"lm/{name}"), (n_layers, *shape)) * scale
-        for name, (shape, scale) in shapes.items()
-    }
+    drawn = initial_layers(shapes, ("o_proj", "down_proj"), n_layers, seed)
     ones = jnp.ones((n_layers, d_model))
     return Llama(
-        embed_tokens=jax.random.normal(stream(seed, "lm/wte"), (vocab, d_model)) * 0.02,
+        embed_tokens=initial("wte", (vocab, d_model), seed),
         layers=Layers((LlamaLayer(input_layernorm=ones, post_attention_layernorm=ones, **drawn),), "model.layers"),
         norm=jnp.ones(d_model),
-        lm_head=None if tied else jax.random.normal(stream(seed, "lm/lm_head"), (d_model, vocab)) * 0.02,
+        lm_head=None if tied else initial("lm_head", (d_model, vocab), seed),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         rope_base=rope_base,

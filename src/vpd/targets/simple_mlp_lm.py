@@ -1,17 +1,16 @@
 """LlamaSimpleMLP: the language model of the papers, Llama's attention with a two-matrix MLP (method.md §9)."""
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vpd.decomposition import Activation, SiteKind, dense
-from vpd.randomness import Seed, stream
+from vpd.randomness import Seed
 from vpd.targets.attention import causal_attention, refuse_longer
 from vpd.targets.base import Seam
 from vpd.targets.divergence import kl
+from vpd.targets.initial import initial, initial_layers
 from vpd.targets.layers import Layers
 from vpd.targets.norms import rms_norm
 
@@ -88,13 +87,9 @@ class LlamaSimpleMLP(eqx.Module):
     def matrices(self) -> dict[str, tuple[int, int, SiteKind]]:
         """``wte`` (lookup), ``h.i.attn.{q,k,v,o}_proj``, ``h.i.mlp.{c_fc,down_proj}``, ``lm_head``."""
         vocab, d = self.wte.shape
-        stack: SimpleLayer = self.layers.runs[0]
         found: dict[str, tuple[int, int, SiteKind]] = {"wte": (vocab, d, "embedding")}
-        for i in range(self.layers.depth):
-            for part, names in (("attn", ATTENTION), ("mlp", ("c_fc", "down_proj"))):
-                for name in names:
-                    d_in, d_out = getattr(stack, name).shape[1:]
-                    found[f"h.{i}.{part}.{name}"] = (d_in, d_out, "linear")
+        fields = {f"attn.{name}": name for name in ATTENTION} | {f"mlp.{name}": name for name in ("c_fc", "down_proj")}
+        found |= self.layers.matrices(fields)
         found["lm_head"] = (d, vocab, "linear")
         return found
 
@@ -114,25 +109,21 @@ def init_simple_mlp_lm(
 ) -> LlamaSimpleMLP:
     """Weights N(0, 0.02²); what is added to the stream (``o_proj``, ``down_proj``) N(0, 0.02²/(2 n_layers))."""
     d_kv = d_model // n_heads * n_kv_heads
-    small = 0.02 / math.sqrt(2 * n_layers)
     shapes = {
-        "q_proj": ((d_model, d_model), 0.02),
-        "k_proj": ((d_model, d_kv), 0.02),
-        "v_proj": ((d_model, d_kv), 0.02),
-        "o_proj": ((d_model, d_model), small),
-        "c_fc": ((d_model, d_mlp), 0.02),
-        "down_proj": ((d_mlp, d_model), small),
+        "q_proj": (d_model, d_model),
+        "k_proj": (d_model, d_kv),
+        "v_proj": (d_model, d_kv),
+        "o_proj": (d_model, d_model),
+        "c_fc": (d_model, d_mlp),
+        "down_proj": (d_mlp, d_model),
     }
-    drawn = {
-        name: jax.random.normal(stream(seed, f"lm/{name}"), (n_layers, *shape)) * scale
-        for name, (shape, scale) in shapes.items()
-    }
+    drawn = initial_layers(shapes, ("o_proj", "down_proj"), n_layers, seed)
     ones = jnp.ones((n_layers, d_model))
     return LlamaSimpleMLP(
-        wte=jax.random.normal(stream(seed, "lm/wte"), (vocab, d_model)) * 0.02,
+        wte=initial("wte", (vocab, d_model), seed),
         layers=Layers((SimpleLayer(rms_1=ones, rms_2=ones, **drawn),), "h"),
         ln_f=jnp.ones(d_model),
-        lm_head=None if tied else jax.random.normal(stream(seed, "lm/lm_head"), (d_model, vocab)) * 0.02,
+        lm_head=None if tied else initial("lm_head", (d_model, vocab), seed),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         rope_base=rope_base,
