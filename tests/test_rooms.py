@@ -24,6 +24,7 @@ ROOMS = (
     "evaluation",
     "progress",
     "experiment",
+    "run",
     "pretrain",
     "analysis",
     "face",

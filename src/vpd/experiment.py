@@ -1,47 +1,31 @@
-"""The composition root: from a run file to target, data, objective, loop, evaluation and records."""
+"""From a run file to its objects: target, data, objective, first state, the training program."""
 
-import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vpd.config import changed_fields, dump_run_file, read_run_file
 from vpd.config.checks import check_sites
-from vpd.config.run import Eval, RunConfig
+from vpd.config.run import RunConfig
 from vpd.config.targets import FeatureData, LMTarget, PythonTarget, StoredTarget, TokenData
 from vpd.data.build import Sampler, feature_batches, prepared_folder, sampled_batches, sequence_batches, text_batches
-from vpd.data.feed import Batches, Given, HostBatches, Reader, in_program, shape_given
-from vpd.data.text import tokenizer_for
-from vpd.errors import NonFiniteError, RunError
-from vpd.evaluation.drawing import write_figures
-from vpd.evaluation.report import write_report
-from vpd.evaluation.suite import Evaluation, Suite
-from vpd.machine import common_facts, use_compile_cache
-from vpd.objective.total import persistent_terms
-from vpd.progress import preparing_meter, target_meter, training_meter
+from vpd.data.feed import Batches, Given, HostBatches, in_program, shape_given
+from vpd.errors import RunError
+from vpd.machine import compiler_options
+from vpd.progress import preparing_meter, target_meter
 from vpd.run_directory import (
     RunDirectory,
-    create_run_directory,
-    directory_name,
-    refuse_unwritable,
-    write_atomically,
 )
-from vpd.signals import StopSignals
 from vpd.targets import GPT2, TMS, Induction, LanguageModel, Llama, LlamaSimpleMLP, ResidMLP, Target, frozen_weights
 from vpd.targets.build import build_toy, fresh_target, load_stored
-from vpd.targets.checkpoint import load_language_model, source_facts
+from vpd.targets.checkpoint import load_language_model
 from vpd.targets.fingerprint import weights_fingerprint
 from vpd.targets.traced import TracedTarget
 from vpd.targets.traced_build import refuse_another_network, refuse_missing_network
-from vpd.targets.weights import Toy, load_target, target_bytes
+from vpd.targets.weights import Toy, load_target
 from vpd.training.build import cut_for, init_state, problem_from, sites_from
-from vpd.training.checkpoint import Checkpoints
-from vpd.training.loop import Callbacks, Events, train
 from vpd.training.state import TrainState
 from vpd.training.step import Logs, Problem
 from vpd.training.step import run_steps as steps_in_one_program
@@ -205,104 +189,8 @@ def lower_program(experiment: Experiment) -> jax.stages.Lowered:
     n, seed = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32)
     shape = shape_given(batches)
     given = None if shape is None else jax.ShapeDtypeStruct(shape, jnp.int32)
-    return jax.jit(run_steps, donate_argnums=1).lower(experiment.target, state_template(experiment), n, seed, given)
-
-
-def run_id_of(config: RunConfig, name: str | None) -> str:
-    """The run directory's name: ``run_id``, else ``run_name``, else the run file's stem, else a hash of the content."""
-    return config.run_id or directory_name(config.run_name or name, config.target_kind, dump_run_file(config))
-
-
-def run_path(config: RunConfig, name: str | None) -> Path:
-    """The run directory that a run file means."""
-    return Path(config.out_dir or "runs").expanduser() / run_id_of(config, name)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a call of :func:`run` ended: where, whether all steps were made, and the last evaluation."""
-
-    directory: RunDirectory
-    finished: bool
-    evaluation: Evaluation | None
-
-
-def run(
-    config: RunConfig,
-    name: str | None = None,
-    quiet: bool = False,
-    notify: Callable[[str], None] = lambda _: None,
-    target: TracedTarget | None = None,
-    data: Sampler | None = None,
-) -> Outcome:
-    """Train a decomposition, or go on with one that was interrupted; a finished one is left as it is.
-
-    Args:
-        config: read and supported.
-        name: of the run file, for the directory's name.
-        quiet: no progress bar.
-        notify: told in one sentence what is about to happen.
-        target: a traced network, where the run file pins one.
-        data: where its batches come from.
-
-    Raises:
-        RunError: a directory that can't be written or holds another run.
-        NonFiniteError: a loss that is not finite.
-        Stopped: a signal came before there was anything to save.
-    """
-    with StopSignals() as signals:
-        return _run(config, name, quiet, notify, signals, target, data)
-
-
-def _run(
-    config: RunConfig,
-    name: str | None,
-    quiet: bool,
-    notify: Callable[[str], None],
-    signals: StopSignals,
-    traced: TracedTarget | None,
-    data: Sampler | None,
-) -> Outcome:
-    use_compile_cache(config.runtime.compilation_cache_dir)
-    path = run_path(config, name)
-    config = config.model_copy(update={"run_id": path.name, "out_dir": str(path.parent)})
-    directory = RunDirectory(path)
-    if path.exists():
-        refuse_another_run(directory, config)
-        experiment = build(config, reopened_target(directory, config, traced), data=data)
-    else:
-        refuse_unwritable(path)
-        experiment = build(config, traced, quiet, data=data)
-        facts = _facts(config, path.name, traced or experiment.target)
-        stored = target_bytes(experiment.target) if isinstance(experiment.target, Toy) else None
-        directory = create_run_directory(path, dump_run_file(config), facts, stored)
-    with directory.locked():
-        if directory.read_facts().get("status") == "finished":
-            notify(f"{path} is finished already; give it another run_id to train it again")
-            if not (path / "report.html").exists():
-                write_report(path)
-            return Outcome(directory, True, None)
-        directory.sweep()
-        # What may change without another trajectory, such as a cadence, is pinned as it is now.
-        write_atomically(directory.config, dump_run_file(config))
-        return _train(experiment, directory, quiet, notify, signals)
-
-
-def refuse_another_run(directory: RunDirectory, config: RunConfig) -> None:
-    """Make sure that a run directory holds the run that a configuration means.
-
-    Raises:
-        RunError: no run directory, or another run.
-    """
-    if directory.read_facts().get("kind") == "pretraining":
-        raise RunError(f"{directory.path} holds a pretraining run; give this one another run_id or out_dir")
-    stored = read_run_file(directory.config).config
-    changes = changed_fields(stored, config)
-    if changes.trajectory:
-        raise RunError(
-            f"{directory.path} holds a run with other values of {', '.join(changes.trajectory)}; "
-            "give this one another run_id or out_dir"
-        )
+    program = jax.jit(run_steps, donate_argnums=1, compiler_options=compiler_options())
+    return program.lower(experiment.target, state_template(experiment), n, seed, given)
 
 
 def reopened_target(directory: RunDirectory, config: RunConfig, traced: TracedTarget | None = None) -> AnyTarget:
@@ -323,147 +211,3 @@ def reopened_target(directory: RunDirectory, config: RunConfig, traced: TracedTa
             "put the same weights back, or train it anew under another run_id"
         )
     return target
-
-
-def _facts(config: RunConfig, run_id: str, target: AnyTarget) -> Mapping[str, object]:
-    facts: dict[str, object] = common_facts(run_id, config.pd.seed) | {"target": config.target_kind}
-    if isinstance(target, TracedTarget):
-        facts["fingerprint"] = target.fingerprint()
-    if isinstance(target, LanguageModel) and isinstance(config.target, LMTarget):
-        came = source_facts(config.target.spec)
-        facts["target_weights"] = weights_fingerprint(target)
-        facts["target_source"] = {"source": came.source, "format": came.format, "quantised": came.quantised}
-    return facts
-
-
-def _train(
-    experiment: Experiment,
-    directory: RunDirectory,
-    quiet: bool,
-    notify: Callable[[str], None],
-    signals: StopSignals,
-) -> Outcome:
-    config, pd = experiment.config, experiment.config.pd
-    checkpoints = Checkpoints(directory.checkpoints, config.cadence.keep_last_n_checkpoints)
-    began, seconds_before = time.monotonic(), float(str(directory.read_facts().get("seconds", 0.0)))
-    program = lower_program(experiment).compile()
-    saved = checkpoints.steps()
-    template = state_template(experiment)
-    state = checkpoints.load_state(saved[-1], template) if saved else first_state(experiment)
-    start = int(state.training.step)
-    directory.keep_records(partial(_precedes, start))
-    if saved:
-        notify(f"going on with {directory.path} from step {start}")
-    directory.update_facts(status="running")
-    recorder = _Recorder(experiment, directory, _suite(experiment))
-    seed = jnp.asarray(pd.seed, jnp.uint32)
-    batches = experiment.train_batch
-    with (
-        training_meter(pd.steps, start, quiet) as meter,
-        signals.deferred() as stopped,
-        Reader(batches, start) as reader,
-    ):
-        callbacks = Callbacks(
-            log=recorder.log, save=checkpoints.save, evaluate=recorder.evaluate, progress=meter, stopped=stopped
-        )
-        try:
-            state, finished = train(
-                lambda state, n: program(experiment.target, state, n, seed, reader.take(int(n))),
-                state,
-                events_of(config),
-                callbacks,
-                batches.per_dispatch if isinstance(batches, HostBatches) else config.runtime.steps_per_dispatch,
-                {name: spec.first_step for name, (_, spec) in persistent_terms(experiment.problem.terms).items()},
-            )
-        except NonFiniteError:
-            _close(directory, "failed", seconds_before + time.monotonic() - began)
-            raise
-        if not finished:
-            checkpoints.save(state)
-        checkpoints.close()
-        _close(directory, "finished" if finished else "stopped", seconds_before + time.monotonic() - began)
-    return Outcome(directory, finished, recorder.last)
-
-
-def _close(directory: RunDirectory, status: str, seconds: float) -> None:
-    """Say how the run ended, and report what it has recorded."""
-    directory.update_facts(status=status, seconds=round(seconds, 1))
-    if directory.metrics.exists():
-        write_report(directory.path)
-
-
-def _precedes(start: int, record: Mapping[str, object]) -> bool:
-    """Whether a record was written before the state at ``start`` was; what follows is computed again."""
-    step = record.get("step")
-    return isinstance(step, int) and step < start
-
-
-def events_of(config: RunConfig) -> Events:
-    """When a run records, saves and evaluates."""
-    cadence, dense = config.cadence, config.cadence.dense_log_phase
-    return Events(
-        steps=config.pd.steps,
-        log_every=cadence.train_log_every,
-        dense_every=dense.every if dense else None,
-        dense_until=dense.until_step if dense else 0,
-        save_every=cadence.save_every,
-        eval_every=config.eval.every if config.eval else None,
-    )
-
-
-def _suite(experiment: Experiment) -> Suite | None:
-    if experiment.eval_batch is None:
-        return None
-    return Suite(experiment.config, experiment.problem, experiment.target, experiment.eval_batch)
-
-
-class _Recorder:
-    """Writes what the loop reports into the run directory."""
-
-    def __init__(self, experiment: Experiment, directory: RunDirectory, suite: Suite | None) -> None:
-        self._experiment, self._directory, self._suite = experiment, directory, suite
-        self._began = time.monotonic()
-        self.last: Evaluation | None = None
-
-    def log(self, step: int, logs: Mapping[str, float]) -> None:
-        problem = self._experiment.problem
-        rates = {
-            "lr/components": problem.components_optimizer.lr.on_host(step, problem.steps),
-            "lr/ci_fn": problem.ci_fn_optimizer.lr.on_host(step, problem.steps),
-        }
-        seconds = round(time.monotonic() - self._began, 3)
-        self._directory.append_record({"kind": "train", "step": step, **logs, **rates, "time": seconds})
-
-    def evaluate(self, state: TrainState) -> None:
-        config = self._experiment.config.eval
-        if self._suite is None or config is None:
-            return
-        step = int(state.training.step)
-        found = self._suite.evaluate(state.decomposition, state.training.adversaries, step)
-        self.last = found
-        if self._is_slow(config, step):
-            write_figures(
-                self._directory.path,
-                config.metrics,
-                self._suite.what,
-                found,
-                self._experiment.target,
-                state.decomposition,
-                self._samples(state),
-            )
-        record = {"kind": "eval", "step": step, "metrics": found.metrics, "verdict": found.verdict}
-        self._directory.append_record(record | {"time": round(time.monotonic() - self._began, 3)})
-
-    def _samples(self, state: TrainState) -> Mapping[str, object] | None:
-        """Text under each masking; token ids alone where the tokenizer is not at hand."""
-        if self._suite is None or self._suite.writer is None:
-            return None
-        data = self._experiment.config.data
-        assert isinstance(data, TokenData)
-        tokenizer = tokenizer_for(data.tokenizer_name, tokenized=True)
-        return self._suite.writer.write(state.decomposition).as_record(tokenizer)
-
-    def _is_slow(self, config: Eval, step: int) -> bool:
-        if step == 0:
-            return config.slow_on_first_step
-        return step % config.slow_every == 0 or step == self._experiment.config.pd.steps

@@ -9,7 +9,7 @@ from vpd.config import RunConfig, RunFile, read_document, read_run_file
 from vpd.config.document import plain_block
 from vpd.data.build import Sampler
 from vpd.errors import RunError, Stopped
-from vpd.experiment import run
+from vpd.run import run
 from vpd.targets.traced import TracedTarget
 from vpd.targets.traced_build import run_file_content
 

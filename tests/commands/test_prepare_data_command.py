@@ -3,24 +3,16 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "data"))  # texts.py
+sys.path += [str(Path(__file__).parents[1] / "data"), str(Path(__file__).parents[1] / "end_to_end")]
 
 from texts import documents, tree, write_parquet, write_texts, write_tokenizer
+from tiny_run import Called, called
 
-from vpd import cli
 from vpd.data.data_set import open_data_set
-
-
-class Called(NamedTuple):
-    code: int
-    out: str
-    err: str
-
 
 Prepare = Callable[..., Called]
 
@@ -38,12 +30,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def prepare(place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Prepare:
     def call(source: object, *arguments: object, tokenizer: str = "tokenizer.json", length: int = 16) -> Called:
         given = ["prepare-data", source, "-o", "out", "--tokenizer", tokenizer, "--length", length, *arguments]
-        monkeypatch.setattr(sys, "argv", ["vpd", *map(str, given)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        code = left.value.code
-        return Called(code if isinstance(code, int) else 0, *capfd.readouterr())
+        return called(monkeypatch, capfd, *given)
 
     return call
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,9 +11,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "config"))  # good_file.py and bad_files.py
 
-from tiny_run import Called, Vpd, write_file
-
-from vpd import cli
+from tiny_run import Vpd, called, write_file
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,16 +37,7 @@ def default_promotion() -> Iterator[None]:
 @pytest.fixture
 def vpd(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Vpd:
     """Call ``vpd`` with arguments, in this process."""
-
-    def call(*arguments: object) -> Called:
-        monkeypatch.setattr(sys, "argv", ["vpd", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        code = left.value.code
-        return Called(code if isinstance(code, int) else 0, *capfd.readouterr())
-
-    return call
+    return partial(called, monkeypatch, capfd)
 
 
 @pytest.fixture(scope="session")

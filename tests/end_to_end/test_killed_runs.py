@@ -20,8 +20,8 @@ from tiny_run import (
 
 from vpd import experiment
 from vpd.evaluation import drawing
-from vpd.experiment import _Recorder
 from vpd.face import decompose
+from vpd.run import _Recorder
 from vpd.run_directory import RunDirectory
 from vpd.training.checkpoint import Checkpoints
 

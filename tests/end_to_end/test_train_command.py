@@ -12,8 +12,8 @@ import pytest
 from tiny_run import Called, Vpd, finish, one_line, records, saved_steps, start, tiny, tree, write_file
 
 from vpd import NonFiniteError, open_run, read_run_file, run_directory
-from vpd.experiment import use_compile_cache
 from vpd.face import decompose
+from vpd.machine import use_compile_cache
 from vpd.run_directory import RunDirectory
 
 

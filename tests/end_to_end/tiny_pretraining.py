@@ -1,12 +1,11 @@
 """A pretraining file small enough to be trained in seconds, with a text and a tokenizer of its own."""
 
 import json
-from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load
-from tiny_run import Document
+from tiny_run import Document, replaced
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vpd.config.document import write_document
@@ -54,14 +53,7 @@ def pretraining(folder: Path, **changes: object) -> Document:
         "eval": {"batch_size": 8, "n_steps": 2, "every": 20},
         "samples": {"every": 30, "n_prompts": 2, "prompt_tokens": 4, "length": 6},
     }
-    document = deepcopy(document)
-    for key, value in changes.items():
-        *above, last = key.split("__")
-        owner = document
-        for name in above:
-            owner = owner[name]
-        owner[last] = value
-    return document
+    return replaced(document, changes)
 
 
 def write_pretraining(folder: Path, **changes: object) -> Path:

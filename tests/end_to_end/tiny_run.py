@@ -3,15 +3,16 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple  # a run file is nested blocks of anything; tests edit it freely
 
 import jax
 import numpy as np
+import pytest
 
-from vpd import RunError, open_run
+from vpd import RunError, cli, open_run
 from vpd.config.document import write_document
 from vpd.experiment import build, reopened_target, state_template
 from vpd.run_directory import RunDirectory
@@ -29,6 +30,17 @@ class Called(NamedTuple):
 
 
 Vpd = Callable[..., Called]
+
+
+def called(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: object) -> Called:
+    """``vpd`` with arguments, in this process."""
+    monkeypatch.setattr(sys, "argv", ["vpd", *map(str, arguments)])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    code = left.value.code
+    return Called(code if isinstance(code, int) else 0, *capfd.readouterr())
+
 
 TINY: Document = {
     "target": {"n_features": 5, "n_hidden": 2, "pretrain": {"steps": 50, "batch_size": 64, "lr": 5e-3}},
@@ -83,7 +95,12 @@ TINY: Document = {
 
 def tiny(**changes: object) -> Document:
     """The tiny file with dotted keys replaced, dots written as two underscores."""
-    document = deepcopy(TINY)
+    return replaced(TINY, changes)
+
+
+def replaced(document: Document, changes: Mapping[str, object]) -> Document:
+    """A copy in which dotted keys, dots written as two underscores, are replaced."""
+    document = deepcopy(document)
     for key, value in changes.items():
         *above, last = key.split("__")
         owner = document

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from targets.language_models import MODELS, gpt2, llama, same, simple_mlp
+from training.abstract_runs import LLAMA_8B
 
 from vpd.config.targets import FileSpec, PretrainedSpec
 from vpd.errors import RunError
@@ -155,28 +156,6 @@ def test_files_of_torch_are_stored_the_other_way(tmp_path: Path) -> None:
     save_language_model(gpt2(), tmp_path / "gpt2")
     stored = load_file(tmp_path / "gpt2" / WEIGHTS)["transformer.h.2.attn.c_attn.weight"]
     np.testing.assert_array_equal(stored, gpt2().layers.whole.c_attn[2])
-
-
-LLAMA_8B = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-    "tie_word_embeddings": False,
-}
 
 
 def test_published_sizes_without_their_weights() -> None:

@@ -320,7 +320,7 @@ def key_products(patterns: dict[str, int], depth: int, reuse: bool) -> int:
     problem = replace(problem_from(pd, sites, has_sequence=True), reuse_prefix=reuse)
     state = jax.eval_shape(lambda: init_state(problem, pd, (), (BATCH, LENGTH)))
     assert net.layers.whole.k_proj.shape == (depth, 8, 4)
-    clean = jax.jit(lambda net, batch: recorded_forward(net, batch, sites).output.terms).lower(net, TOKENS)
+    clean = jax.jit(lambda net, batch: recorded_forward(net, batch, sites).output).lower(net, TOKENS)
     step = jax.jit(lambda net, state, batch: train_step(problem, net, state, batch, 0)).lower(net, state, TOKENS)
     once, all_ = (products(program.as_text(), "tensor<8x4xf32>") for program in (clean, step))
     assert once >= 2

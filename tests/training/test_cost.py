@@ -1,5 +1,6 @@
 """Counted operations against XLA's own count of one unrolled step."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any  # blocks of a run file are nested anything
 
@@ -7,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from vpd.commands.bench import counted_gflop, workload_config, workload_experiment
 from vpd.config.run import PD
+from vpd.experiment import state_template
 from vpd.targets import TMS
 from vpd.training.build import init_state, problem_from, sites_from
 from vpd.training.cost import OPTIMIZER_OPERATIONS, Trained, step_operations, trained_sizes
@@ -86,13 +89,18 @@ def counted_and_xla(pd: PD, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, 
     state = jax.eval_shape(partial(init_state, problem, pd, (), (N,)))
     step = jax.jit(lambda target, state, batch, seed: train_step(problem, target, state, batch, seed))
     batch, seed = jax.ShapeDtypeStruct((N, F), jnp.float32), jax.ShapeDtypeStruct((), jnp.uint32)
+    flops = xla_count(lambda: step.lower(target, state, batch, seed), monkeypatch)
+    return step_operations(problem, target.matrices(), trained_sizes(state.decomposition), N), flops
+
+
+def xla_count(lower: Callable[[], jax.stages.Lowered], monkeypatch: pytest.MonkeyPatch) -> float:
+    """XLA counts the body of a loop once, so that loops are unrolled."""
     with monkeypatch.context() as patch:
-        # XLA counts the body of a loop once.
         patch.setattr(jax.lax, "scan", partial(jax.lax.scan, unroll=True))
         patch.setattr(jax.lax, "fori_loop", partial(jax.lax.fori_loop, unroll=True))
-        costs = step.lower(target, state, batch, seed).cost_analysis()
+        costs = lower().cost_analysis()
     assert isinstance(costs, dict)
-    return step_operations(problem, target.matrices(), trained_sizes(state.decomposition), N), costs["flops"]
+    return costs["flops"]
 
 
 SETS: dict[str, list[dict[str, Any]]] = {
@@ -168,3 +176,12 @@ def test_gates_by_hand() -> None:
         "faithfulness": 6 * F * H * C,
         "optimizers": OPTIMIZER_OPERATIONS * (trained.components + trained.ci_fn),
     }
+
+
+def test_the_language_model_of_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = workload_experiment(workload_config("W"))
+    template = state_template(experiment)
+    step = jax.jit(lambda target, state, batch, seed: train_step(experiment.problem, target, state, batch, seed))
+    tokens, seed = jax.ShapeDtypeStruct((8, 128), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32)
+    flops = xla_count(lambda: step.lower(experiment.target, template, tokens, seed), monkeypatch)
+    assert 1e9 * counted_gflop(experiment, template) == pytest.approx(flops, rel=WITHIN)

@@ -153,7 +153,7 @@ def _train_one(config: RunConfig, mailbox: Connection) -> None:
     try:
         with StopSignals():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            from vpd.experiment import run
+            from vpd.run import run
 
             state: State = "finished" if run(config, quiet=True).finished else "stopped"
             said = ""

@@ -9,8 +9,8 @@ from vpd.commands.family import refuse_unfinished, train_family
 from vpd.commands.tables import print_verdict
 from vpd.config import RunConfig, RunFile
 from vpd.errors import ConfigError
-from vpd.experiment import Outcome, refuse_another_run, run, run_id_of, run_path
 from vpd.face import read_with
+from vpd.run import Outcome, refuse_another_run, run, run_id_of, run_path
 from vpd.run_directory import RunDirectory, refuse_unwritable
 
 STOPPED = 75

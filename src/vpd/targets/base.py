@@ -20,6 +20,7 @@ from vpd.decomposition import (
     site_frozen,
 )
 from vpd.decomposition.site import with_bias
+from vpd.targets.divergence import made_once
 from vpd.targets.layers import Layers, Resume, Run
 
 Batch = Shaped[Array, "..."]
@@ -356,7 +357,7 @@ def recorded_forward(target: Target, batch: Batch, sites: Sequence[Site] | None 
     """As :func:`clean_forward`, and every site's output, bias included, ``{name: [*leading, d_out]}``."""
     seam = Pass(wanted=_names(sites))
     output = target.forward(batch, seam)
-    return Recorded(output, seam.inputs, seam.outputs, seam.start[0] if seam.start else None)
+    return Recorded(made_once(output), seam.inputs, seam.outputs, seam.start[0] if seam.start else None)
 
 
 def masked_site_outputs(

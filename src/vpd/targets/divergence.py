@@ -14,6 +14,11 @@ from vpd.decomposition import Activation, Factored, dense
 CHUNK = 8192
 
 
+def made_once(clean: Activation) -> Activation:
+    """A clean output that many are compared with: logits of a wide vocabulary stay the product that they are."""
+    return clean if clean.shape[-1] > CHUNK else dense(clean)
+
+
 def squared_error(clean: Activation, masked: Activation) -> Float[Array, "*leading"]:
     """Mean over the output's entries of the squared difference: the divergence of toys."""
     a, b = (dense(x).astype(jnp.float32) for x in (clean, masked))

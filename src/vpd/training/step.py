@@ -1,6 +1,6 @@
 """One training step, in the order of method.md §6."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from vpd.decomposition import Activation, ComponentSet, Site
 from vpd.importance import CausalImportances, CIFunction, causal_importances, squash_pair
-from vpd.objective import AdversaryState, Scene, Term, ascend, total_loss, warm_up_adversaries
+from vpd.objective import AdversaryState, ReconTerm, Scene, Term, ascend, total_loss, warm_up_adversaries
 from vpd.objective.adversary import Sources
 from vpd.objective.total import persistent_terms
 from vpd.randomness import Seed, stream
@@ -130,14 +130,16 @@ def step_gradients(
     # warm-up ascents
     adversaries = warm_up_adversaries(problem.terms, scene, ci, state.training.adversaries, step, steps)
 
-    # total, and from one backward the gradients of components, importances and sources
-    def total(components: ComponentSet, ci: CausalImportances, sources: dict[str, Sources]) -> tuple[Array, Logs]:
+    # total and its gradients, of components, importances and sources; then the pull-back of the CI function
+    def total(
+        terms: Sequence[Term], components: ComponentSet, ci: CausalImportances, sources: dict[str, Sources]
+    ) -> tuple[Array, Logs]:
         live = replace(scene, components=cast_compute(problem, components))
-        return total_loss(problem.terms, live, components, weights, ci, sources, step, steps, seed)
+        return total_loss(terms, live, components, weights, ci, sources, step, steps, seed)
 
     sources = {name: adversary.sources for name, adversary in adversaries.items()}
-    (loss, losses), (g_components, g_ci, g_sources) = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(
-        decomposition.components, ci, sources
+    loss, losses, (g_components, g_ci, g_sources) = _by_term(
+        problem.terms, total, decomposition.components, ci, sources, step
     )
     g_ci_fn, g_through_ci = pull_ci(g_ci)
     g_components = jax.tree.map(jnp.add, g_components, g_through_ci)
@@ -146,6 +148,49 @@ def step_gradients(
     adversaries = last_ascents(problem, adversaries, g_sources, step)
     logs = {f"loss/{name}": value for name, value in losses.items()} | {"loss/total": loss}
     return Gradients(g_components, g_ci_fn, adversaries), logs
+
+
+Total = Callable[[Sequence[Term], ComponentSet, CausalImportances, dict[str, Sources]], tuple[Array, Logs]]
+GradientsOfTotal = tuple[ComponentSet, CausalImportances, dict[str, Sources]]
+
+
+def _by_term(
+    terms: Sequence[Term],
+    total: Total,
+    components: ComponentSet,
+    ci: CausalImportances,
+    sources: dict[str, Sources],
+    step: Int[Array, ""],
+) -> tuple[Array, Logs, GradientsOfTotal]:
+    """The total, what it logs and its gradients, one recon term after the other.
+
+    What a term keeps for its backward pass ends with it, because it is a computation of its own: a branch that is
+    always taken, which the compiler can't know. A barrier orders nothing on CPU.
+    """
+    plain = [term for term in terms if not isinstance(term, ReconTerm)]
+    (loss, logs), (g_components, g_ci) = jax.value_and_grad(total, (1, 2), has_aux=True)(plain, components, ci, {})
+    g_sources: dict[str, Sources] = {}
+    for term in terms:
+        if not isinstance(term, ReconTerm):
+            continue
+        own = {name: sources[name] for name in persistent_terms([term])}
+
+        def recon(
+            components: ComponentSet, lower: dict[str, Array], own: dict[str, Sources], term: Term = term
+        ) -> tuple[Array, Logs]:
+            return total([term], components, replace(ci, lower=lower), own)
+
+        gradients = jax.value_and_grad(recon, (0, 1, 2), has_aux=True)
+        given = (components, ci.lower, own)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, *given))
+        (one, logged), (by_components, by_lower, by_own) = jax.lax.cond(
+            step >= 0, gradients, lambda *_, nothing=nothing: nothing, *given
+        )
+        loss, logs = loss + one, logs | logged
+        g_components = jax.tree.map(jnp.add, g_components, by_components)
+        g_ci = replace(g_ci, lower=jax.tree.map(jnp.add, g_ci.lower, by_lower))
+        g_sources |= by_own
+    return loss, logs, (g_components, g_ci, g_sources)
 
 
 def train_step(
