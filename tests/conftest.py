@@ -3,7 +3,7 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the suite's time is compiling programs that run once: half of it is LLVM's optimisation. XLA_FLAGS= has it back.
+# Most of the suite's time is compiling programs that run once, and half of that is optimising. XLA_FLAGS= has it back.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax

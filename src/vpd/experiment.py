@@ -10,7 +10,7 @@ from jaxtyping import Array
 from vpd.config.checks import check_sites
 from vpd.config.run import RunConfig
 from vpd.config.targets import FeatureData, LMTarget, PythonTarget, StoredTarget, TokenData
-from vpd.data.build import Sampler, feature_batches, prepared_folder, sampled_batches, sequence_batches, text_batches
+from vpd.data.build import Sampler, feature_batches, sampled_batches, sequence_batches
 from vpd.data.feed import Batches, Given, HostBatches, in_program, shape_given
 from vpd.errors import RunError
 from vpd.machine import compiler_options
@@ -113,6 +113,8 @@ def batches(
         case TracedTarget():
             return sampled_batches(data, target.batch, batch_size, name)
         case LlamaSimpleMLP() | Llama() | GPT2():
+            from vpd.data.text_build import prepared_folder, text_batches  # Arrow, which only text needs
+
             assert isinstance(config.data, TokenData)
             watch = partial(preparing_meter, quiet=quiet)
             folder = prepared_folder(config.data, watch, target.vocab_size, config.eval is not None)

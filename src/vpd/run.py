@@ -13,7 +13,6 @@ from vpd.config.run import Eval, RunConfig
 from vpd.config.targets import LMTarget, TokenData
 from vpd.data.build import Sampler
 from vpd.data.feed import HostBatches, Reader
-from vpd.data.text import tokenizer_for
 from vpd.errors import NonFiniteError, RunError
 from vpd.evaluation.drawing import write_figures
 from vpd.evaluation.report import write_report
@@ -27,7 +26,7 @@ from vpd.experiment import (
     reopened_target,
     state_template,
 )
-from vpd.machine import common_facts, use_compile_cache
+from vpd.machine import common_facts, return_freed_memory, use_compile_cache
 from vpd.objective.total import persistent_terms
 from vpd.progress import training_meter
 from vpd.run_directory import (
@@ -167,9 +166,11 @@ def _train(
     checkpoints = Checkpoints(directory.checkpoints, config.cadence.keep_last_n_checkpoints)
     began, seconds_before = time.monotonic(), float(str(directory.read_facts().get("seconds", 0.0)))
     program = lower_program(experiment).compile()
+    return_freed_memory()
     saved = checkpoints.steps()
     template = state_template(experiment)
     state = checkpoints.load_state(saved[-1], template) if saved else first_state(experiment)
+    return_freed_memory()
     start = int(state.training.step)
     directory.keep_records(partial(_precedes, start))
     if saved:
@@ -280,6 +281,8 @@ class _Recorder:
             return None
         data = self._experiment.config.data
         assert isinstance(data, TokenData)
+        from vpd.data.text import tokenizer_for  # Arrow, which only text needs
+
         tokenizer = tokenizer_for(data.tokenizer_name, tokenized=True)
         return self._suite.writer.write(state.decomposition).as_record(tokenizer)
 

@@ -13,8 +13,8 @@ from texts import LENGTH, documents, edit_meta, tree, unwatched, write_parquet, 
 
 from vpd.config.targets import TokenData
 from vpd.data import hub
-from vpd.data.build import prepared_folder, text_batches
 from vpd.data.data_set import open_data_set
+from vpd.data.text_build import prepared_folder, text_batches
 from vpd.errors import RunError, VpdError
 
 

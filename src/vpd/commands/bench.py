@@ -1,7 +1,5 @@
 """``vpd bench``: what a training step of a fixed workload costs on one core, and what its program looks like."""
 
-import ctypes
-import gc
 import json
 import math
 import os
@@ -32,7 +30,7 @@ from vpd.config.run import RunConfig
 from vpd.config.targets import LMTarget, TokenData, ToyTarget
 from vpd.errors import VpdError
 from vpd.experiment import Experiment, build, first_state, leading_of, lower_program, state_template
-from vpd.machine import PACKAGES
+from vpd.machine import PACKAGES, return_freed_memory
 from vpd.progress import console
 from vpd.randomness import Seed, stream
 from vpd.targets import recorded_forward
@@ -237,23 +235,33 @@ def workload_experiment(config: RunConfig) -> Experiment:
     return build(config, target, train_batch=draw)
 
 
-def return_freed_memory() -> None:
-    """Hand pages that were freed back to the system, where the C library keeps them."""
-    if sys.platform == "linux":
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 @dataclass(frozen=True)
 class Product:
-    """A bare matrix product of a shape that the step has, and how often it is repeated in a round."""
+    """A bare matrix product ``[n, k] @ [k, m]`` of a shape that the step has."""
 
-    run: Callable[[], object]
-    operations: int
+    n: int
+    k: int
+    m: int
+
+    @property
+    def operations(self) -> int:
+        """Multiply-add is 2."""
+        return 2 * self.n * self.k * self.m
+
+    def seconds(self, repeats: int) -> float:
+        """CPU time of so many; the operands are made before and freed after, so that they don't count as the step's."""
+        x, W = jax.block_until_ready((jnp.ones((self.n, self.k)), jnp.ones((self.k, self.m))))
+        began = time.process_time()
+        for _ in range(repeats):
+            jax.block_until_ready(_multiply(x, W))
+        return time.process_time() - began
+
+
+_multiply = jax.jit(jnp.matmul)
 
 
 def bare_products(experiment: Experiment) -> list[Product]:
-    """One compiled product ``[N, k] @ [k, m]`` for each weight shape of the decomposition and the CI function."""
+    """One product of all positions, compiled, for each weight shape of the decomposition and the CI function."""
     positions = math.prod(leading_of(experiment.config, experiment.target))
     shapes: set[tuple[int, int]] = set()
     for site in experiment.problem.sites:
@@ -262,14 +270,11 @@ def bare_products(experiment: Experiment) -> list[Product]:
     shapes |= {
         (int(x.shape[-2]), int(x.shape[-1])) for x in jax.tree.leaves(ci_fn) if x.ndim >= 2 and min(x.shape[-2:]) > 1
     }
-    multiply = jax.jit(jnp.matmul)
-
-    def product(k: int, m: int) -> Product:
-        x, W = jnp.ones((positions, k)), jnp.ones((k, m))
-        jax.block_until_ready(multiply(x, W))
-        return Product(lambda: jax.block_until_ready(multiply(x, W)), 2 * positions * k * m)
-
-    return [product(k, m) for k, m in sorted(shapes) if 2 * positions * k * m >= LEAST_PRODUCT]
+    products = [Product(positions, k, m) for k, m in sorted(shapes)]
+    large = [product for product in products if product.operations >= LEAST_PRODUCT]
+    for product in large:
+        product.seconds(1)
+    return large
 
 
 def roofline_fraction(gflop: float, rounds: Sequence[Round]) -> float | None:
@@ -300,11 +305,9 @@ def _timed_rounds(
 
 def _rate(products: Sequence[Product]) -> float:
     """Billions of operations a CPU second of bare products, each repeated three times."""
-    began = time.process_time()
-    for product in products:
-        for _ in range(REPEATS):
-            product.run()
-    return REPEATS * sum(p.operations for p in products) / (time.process_time() - began) / 1e9
+    seconds = sum(product.seconds(REPEATS) for product in products)
+    return_freed_memory()
+    return REPEATS * sum(product.operations for product in products) / seconds / 1e9
 
 
 def _progress(rounds: int) -> Iterator[int]:

@@ -11,9 +11,9 @@ from jaxtyping import Int32
 
 from vpd.config.block import refusal
 from vpd.config.pretraining import PretrainingConfig, PretrainingSamples
-from vpd.data.build import prepared_folder, text_batches
 from vpd.data.data_set import DataSet, open_data_set
 from vpd.data.text import tokenizer_for
+from vpd.data.text_build import prepared_folder, text_batches
 from vpd.data.tokenizer import TextTokenizer
 from vpd.data.tokens import RowStore, TokenBatches
 from vpd.objective.schedule import Schedule
