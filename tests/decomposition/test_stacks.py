@@ -173,7 +173,7 @@ def test_stochastic_sources(sampling: str) -> None:
         assert_same(routes, one_routes)
 
 
-@pytest.mark.parametrize("live", ["each", 4])
+@pytest.mark.parametrize("live", [pytest.param("each", marks=pytest.mark.slow), 4])
 def test_sources_of_groups_of_single_matrices(live: str | int) -> None:
     """A group may end within a layer; matrices of a stack draw with their own numbers."""
     term = ReconTerm("x", 1.0, Stochastic(), UniformKSubset(), live=live)
@@ -191,7 +191,7 @@ def test_routing(routing: StaticProbability | UniformKSubset) -> None:
     assert draw_routing(AllRouting(), KEY, STACKED, LEADING) == dict.fromkeys(s.name for s in STACKED)
 
 
-@pytest.mark.parametrize("fn_type", ["mlp", "vector_mlp", "shared_mlp"])
+@pytest.mark.parametrize("fn_type", [pytest.param("mlp", marks=pytest.mark.slow), "vector_mlp", "shared_mlp"])
 def test_layerwise_networks(fn_type: str) -> None:
     stacked, single = (
         jit(lambda k, s=sites: init_layerwise_mlp(fn_type, s, [3], k).sites)(KEY) for sites in (STACKED, SINGLE)

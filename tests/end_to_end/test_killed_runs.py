@@ -18,7 +18,7 @@ from tiny_run import (
     write_file,
 )
 
-from vpd import experiment
+from vpd import run as a_run
 from vpd.evaluation import drawing
 from vpd.face import decompose
 from vpd.run import _Recorder
@@ -56,7 +56,7 @@ DEATHS = [
     ("before the figures appear", drawing.os, "rename", 3, True),
     ("after the last save", Checkpoints, "save", 6, False),
     ("after the last evaluation", _Recorder, "evaluate", 4, False),
-    ("before the report", experiment, "write_report", 1, True),
+    ("before the report", a_run, "write_report", 1, True),
 ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_run import Vpd, assert_nothing_half_written, assert_same_run, finish, saved_steps, start, write_file
 
-from vpd import experiment
+from vpd import run as a_run
 from vpd.run_directory import RunDirectory
 from vpd.targets import build
 
@@ -55,7 +55,7 @@ def test_a_signal_before_anything_is_recorded(
     when: str, tmp_path: Path, vpd: Vpd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without an evaluation there is no record to report either, whether or not there is a state to save."""
-    owner = build if when == "pretrain_tms" else experiment
+    owner = build if when == "pretrain_tms" else a_run
     original = getattr(owner, when)
 
     def signalled(*arguments: object) -> object:
