@@ -1,11 +1,11 @@
-"""Sinks that may be slow or fail, fed from one thread of their own: training neither waits for them nor stops."""
+"""A sink that may be slow or fail, fed from a thread of its own: training neither waits for it nor stops with it."""
 
 import os
 import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 
 from vpd.records.sink import EvalRecord, Sink, TrainRecord
@@ -17,14 +17,16 @@ _IN_ADDRESS = re.compile(r"(?<=//)[^/@\s]+@")
 
 
 class Aside:
-    """A sink that hands every record to several others, which are opened, fed and closed by a thread.
+    """Hands records to another sink, which a thread opens, feeds and closes.
 
-    The first failure of each is said in one sentence and ends it; a full queue loses records, which is said once.
+    A thread for each sink, so that one that waits for a network holds up no other. The first failure is said in one
+    sentence and ends the sink; a full queue loses records, and that is said once.
     """
 
     def __init__(
         self,
-        opening: Mapping[str, Callable[[], Sink]],
+        name: str,
+        open_sink: Callable[[], Sink],
         say: Callable[[str], None],
         size: int = QUEUE_SIZE,
         seconds: float = CLOSING_SECONDS,
@@ -32,17 +34,16 @@ class Aside:
         """Start the thread.
 
         Args:
-            opening: how each sink is opened, under the name by which it is spoken of.
+            name: by which the sink is spoken of.
+            open_sink: opens it.
             say: told in one sentence what is lost.
             size: records that may wait.
             seconds: that :meth:`close` may take.
         """
-        self._opening, self._say, self._seconds = opening, say, seconds
-        self._sinks: dict[str, Sink] = {}
+        self._name, self._open, self._say, self._seconds = name, open_sink, say, seconds
         self._waiting: queue.Queue[Callable[[Sink], None] | None] = queue.Queue(size)
-        self._failed = False
-        self._lost = 0
-        self._thread = threading.Thread(target=self._work, name="records", daemon=True)
+        self._failed = self._is_behind = self._has_ended = False
+        self._thread = threading.Thread(target=self._work, name=f"records to {name}", daemon=True)
         self._thread.start()
 
     def train(self, record: TrainRecord) -> None:
@@ -54,53 +55,50 @@ class Aside:
         self._leave(lambda sink: sink.evaluation(record))
 
     def close(self, failed: bool) -> None:
-        """Wait until everything is written, though not for longer than was said."""
+        """Wait until everything is written, but no longer than ``seconds``."""
         self._failed = failed
         until = time.monotonic() + self._seconds
         with suppress(queue.Full):
-            self._waiting.put(None, timeout=self._seconds)
+            self._waiting.put(None, timeout=0 if self._has_ended else self._seconds)
         self._thread.join(max(0.0, until - time.monotonic()))
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._has_ended:
             self._say(
-                f"{_listed(self._opening)} had not taken all records after {self._seconds:g} s of waiting, and what is "
-                "left is lost to them; metrics.jsonl has every record"
+                f"{self._name} had not taken every record after {self._seconds:g} s of waiting, and may lack the last "
+                "ones; metrics.jsonl has them all"
             )
 
     def _leave(self, call: Callable[[Sink], None]) -> None:
+        if self._has_ended:
+            return
         try:
             self._waiting.put_nowait(call)
         except queue.Full:
-            if self._lost == 0:
-                self._say(
-                    f"{_listed(self._opening)} can't keep up, so records are left out there; "
-                    "metrics.jsonl has every record"
-                )
-            self._lost += 1
+            if not self._is_behind:
+                self._is_behind = True
+                self._say(f"{self._name} can't keep up, so it lacks some records; metrics.jsonl has them all")
 
     def _work(self) -> None:
-        for name, open_one in self._opening.items():
-            self._attempt(name, lambda name=name, open_one=open_one: self._sinks.update({name: open_one()}))
-        while (call := self._waiting.get()) is not None:
-            for name, sink in list(self._sinks.items()):
-                self._attempt(name, lambda call=call, sink=sink: call(sink))
-        for name, sink in list(self._sinks.items()):
-            self._attempt(name, lambda sink=sink: sink.close(self._failed))
-
-    def _attempt(self, name: str, what: Callable[[], None]) -> None:
+        sink: Sink | None = None
         try:
-            what()
-        except Exception as error:  # whatever a service's client may raise: it must not end a run
+            sink = self._open()
+            while (call := self._waiting.get()) is not None:
+                call(sink)
+            sink.close(self._failed)
+        except Exception as error:  # whatever the client of a service may raise: it must not end a run
+            self._has_ended = True
             self._say(
-                f"{name} gets no more records ({_reason(error)}); the run goes on, and metrics.jsonl has them all"
+                f"{self._name} gets no more records ({_reason(error)}); the run goes on, and metrics.jsonl has them all"
             )
-            dropped = self._sinks.pop(name, None)
-            if dropped is not None:
+            self._drain()
+            if sink is not None:
                 with suppress(Exception):  # it has failed already, and that was said
-                    dropped.close(failed=True)
+                    sink.close(failed=True)
 
-
-def _listed(names: Mapping[str, object]) -> str:
-    return " and ".join(names)
+    def _drain(self) -> None:
+        """Let go of what waits, so that nobody waits to add to it."""
+        with suppress(queue.Empty):
+            while True:
+                self._waiting.get_nowait()
 
 
 def _reason(error: Exception) -> str:

@@ -13,7 +13,7 @@ from vpd.run_directory import RunDirectory
 
 
 class Several:
-    """Sinks as one; the first is asked first."""
+    """Sinks as one, asked in order."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
         """Hand every record to these."""
@@ -43,13 +43,12 @@ def open_records(config: RunConfig, directory: RunDirectory, start: int) -> Sink
         directory: the run directory, which this process holds.
         start: step that the run begins at or goes on from.
     """
-    file = MetricsFile(directory)
-    opening = _named(config, directory, start)
-    return Several([file, Aside(opening, _say)]) if opening else file
+    others = _named(config, directory, start)
+    return Several([MetricsFile(directory), *(Aside(name, open_sink, _say) for name, open_sink in others.items())])
 
 
 def _named(config: RunConfig, directory: RunDirectory, start: int) -> dict[str, Callable[[], Sink]]:
-    """How the sinks of a run file are opened, those that lie on this machine first."""
+    """How the sinks of a run file are opened, by the names by which they are spoken of."""
     opening: dict[str, Callable[[], Sink]] = {}
     if config.logging.tensorboard:
         opening["TensorBoard"] = lambda: TensorBoard(directory.path, start)

@@ -10,6 +10,7 @@ from vpd.records.naming import drawings, named_scalars
 from vpd.records.sink import EvalRecord, TrainRecord
 
 FOLDER = "tensorboard"
+FLUSH_SECONDS = 5
 
 
 class TensorBoard:
@@ -24,7 +25,8 @@ class TensorBoard:
         """
         folder = run_dir / FOLDER
         purged = start if folder.exists() else None
-        self._writer = import_module("tensorboardX").SummaryWriter(logdir=str(folder), purge_step=purged)
+        module = import_module("tensorboardX")
+        self._writer = module.SummaryWriter(logdir=str(folder), purge_step=purged, flush_secs=FLUSH_SECONDS)
 
     def train(self, record: TrainRecord) -> None:
         """Scalars of a step."""

@@ -66,10 +66,10 @@ class WeightsAndBiases:
         )
         self._run.define_metric(STEP)
         self._run.define_metric("*", step_metric=STEP)
-        if self._run.url:
-            say(f"W&B shows this run at {self._run.url}")
-        elif self._run.offline:
+        if self._run.offline:
             say(f"W&B is offline; `wandb sync {Path(self._run.dir).parent}` sends this run's records later")
+        elif self._run.url:
+            say(f"W&B shows this run at {self._run.url}")
 
     def train(self, record: TrainRecord) -> None:
         """Scalars of a step."""
