@@ -1,7 +1,9 @@
 """Packages in the place of wandb and tensorboardX, or nothing in their place, for one test."""
 
 import sys
-from importlib import import_module, invalidate_caches
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -33,8 +35,14 @@ def put_fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
 def take_away(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Leave neither package to be found; of wandb there is a folder of that name, as W&B leaves behind."""
     (folder / "wandb").mkdir()
-    elsewhere = [place for place in sys.path if not any((Path(place) / name).exists() for name in PACKAGES)]
-    monkeypatch.setattr(sys, "path", [str(folder), *elsewhere])
+
+    class Finder:
+        """Looks for the two packages in that folder alone."""
+
+        @staticmethod
+        def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> object:
+            return PathFinder.find_spec(name, [str(folder)] if name in PACKAGES else path, target)
+
+    monkeypatch.setattr(sys, "meta_path", [Finder if finder is PathFinder else finder for finder in sys.meta_path])
     for name in PACKAGES:
         monkeypatch.delitem(sys.modules, name, raising=False)
-    invalidate_caches()

@@ -26,7 +26,13 @@ class TensorBoard:
         folder = run_dir / FOLDER
         purged = start if folder.exists() else None
         module = import_module("tensorboardX")
-        self._writer = module.SummaryWriter(logdir=str(folder), purge_step=purged, flush_secs=FLUSH_SECONDS)
+        self._writer = module.SummaryWriter(
+            logdir=str(folder),
+            purge_step=purged,
+            flush_secs=FLUSH_SECONDS,
+            # The writer names files by the second, and files are read in the order of their names.
+            filename_suffix=f".{start:09d}",
+        )
 
     def train(self, record: TrainRecord) -> None:
         """Scalars of a step."""

@@ -8,10 +8,11 @@ FAILS_AT = ""
 
 
 class SummaryWriter:
-    def __init__(self, logdir: str, purge_step: int | None, flush_secs: float) -> None:
+    def __init__(self, logdir: str, purge_step: int | None, flush_secs: float, filename_suffix: str) -> None:
         if FAILS_AT == "init":
             raise OSError(28, "No space left on device")
         Path(logdir).mkdir(exist_ok=True)
+        (Path(logdir) / f"events{filename_suffix}").touch(exist_ok=False)
         self.folder, self.purge_step, self.is_closed = Path(logdir), purge_step, False
         self.scalars: list[tuple[str, float, int]] = []
         self.images: list[tuple[str, tuple[int, ...], int]] = []
