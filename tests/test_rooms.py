@@ -24,6 +24,7 @@ ROOMS = (
     "evaluation",
     "progress",
     "experiment",
+    "records",
     "run",
     "pretrain",
     "analysis",

@@ -126,10 +126,14 @@ def config_check(
     sources: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Run files.", show_default=False)],
 ) -> None:
     """Say whether run files can be used, without running anything."""
-    from vpd.config import read_file
+    from vpd.config import RunConfig, read_file
+    from vpd.records import refuse_missing_packages
 
     for source in sources:
-        for notice in read_file(source).notices:
+        read = read_file(source)
+        if isinstance(read.config, RunConfig):
+            refuse_missing_packages(read.config)
+        for notice in read.notices:
             typer.echo(f"{source}: {notice}", err=True)
         typer.echo(f"{source}: ok")
 

@@ -9,6 +9,7 @@ from vpd.config import RunConfig, RunFile, read_document, read_run_file
 from vpd.config.document import plain_block
 from vpd.data.build import Sampler
 from vpd.errors import RunError, Stopped
+from vpd.records import refuse_missing_packages
 from vpd.run import run
 from vpd.targets.traced import TracedTarget
 from vpd.targets.traced_build import run_file_content
@@ -87,4 +88,6 @@ def read_with(
     block = content.get("pd")
     if pd and isinstance(block, Mapping):
         content["pd"] = {**block, **pd}
-    return replace(read_run_file(content), name=name)
+    read = read_run_file(content)
+    refuse_missing_packages(read.config)
+    return replace(read, name=name)

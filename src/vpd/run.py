@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import jax.numpy as jnp
 
@@ -29,6 +30,7 @@ from vpd.experiment import (
 from vpd.machine import common_facts, return_freed_memory, use_compile_cache
 from vpd.objective.total import persistent_terms
 from vpd.progress import training_meter
+from vpd.records import EvalRecord, Sink, TrainRecord, open_records
 from vpd.run_directory import (
     RunDirectory,
     create_run_directory,
@@ -176,13 +178,14 @@ def _train(
     if saved:
         notify(f"going on with {directory.path} from step {start}")
     directory.update_facts(status="running")
-    recorder = _Recorder(experiment, directory, _suite(experiment))
+    recorder = _Recorder(experiment, directory, _suite(experiment), open_records(config, directory, start))
     seed = jnp.asarray(pd.seed, jnp.uint32)
     batches = experiment.train_batch
     with (
         training_meter(pd.steps, start, quiet) as meter,
         signals.deferred() as stopped,
         Reader(batches, start) as reader,
+        recorder,
     ):
         callbacks = Callbacks(
             log=recorder.log, save=checkpoints.save, evaluate=recorder.evaluate, progress=meter, stopped=stopped
@@ -239,12 +242,21 @@ def _suite(experiment: Experiment) -> Suite | None:
 
 
 class _Recorder:
-    """Writes what the loop reports into the run directory."""
+    """Draws, and hands what the loop reports to the sinks, which are closed on leaving."""
 
-    def __init__(self, experiment: Experiment, directory: RunDirectory, suite: Suite | None) -> None:
-        self._experiment, self._directory, self._suite = experiment, directory, suite
+    def __init__(self, experiment: Experiment, directory: RunDirectory, suite: Suite | None, sink: Sink) -> None:
+        self._experiment, self._directory, self._suite, self._sink = experiment, directory, suite, sink
         self._began = time.monotonic()
         self.last: Evaluation | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._sink.close(failed=kind is not None)
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._began, 3)
 
     def log(self, step: int, logs: Mapping[str, float]) -> None:
         problem = self._experiment.problem
@@ -252,8 +264,7 @@ class _Recorder:
             "lr/components": problem.components_optimizer.lr.on_host(step, problem.steps),
             "lr/ci_fn": problem.ci_fn_optimizer.lr.on_host(step, problem.steps),
         }
-        seconds = round(time.monotonic() - self._began, 3)
-        self._directory.append_record({"kind": "train", "step": step, **logs, **rates, "time": seconds})
+        self._sink.train(TrainRecord(step, {**logs, **rates}, self._seconds()))
 
     def evaluate(self, state: TrainState) -> None:
         config = self._experiment.config.eval
@@ -262,8 +273,9 @@ class _Recorder:
         step = int(state.training.step)
         found = self._suite.evaluate(state.decomposition, state.training.adversaries, step)
         self.last = found
+        figures = None
         if self._is_slow(config, step):
-            write_figures(
+            figures = write_figures(
                 self._directory.path,
                 config.metrics,
                 self._suite.what,
@@ -272,8 +284,7 @@ class _Recorder:
                 state.decomposition,
                 self._samples(state),
             )
-        record = {"kind": "eval", "step": step, "metrics": found.metrics, "verdict": found.verdict}
-        self._directory.append_record(record | {"time": round(time.monotonic() - self._began, 3)})
+        self._sink.evaluation(EvalRecord(step, found.metrics, found.verdict, figures, self._seconds()))
 
     def _samples(self, state: TrainState) -> Mapping[str, object] | None:
         """Text under each masking; token ids alone where the tokenizer is not at hand."""

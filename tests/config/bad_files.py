@@ -441,8 +441,6 @@ _SILLY: list[tuple[str, Document, str]] = [
     # not built yet
     ("stored_on_an_account", changed("target", {"run_path": "team/project/runs/0abc"}), "target.run_path"),
     ("stored_nowhere", changed("target", {"run_path": "no/such/place/at/all"}), "target.run_path"),
-    ("wandb", changed("wandb", {"project": "p"}), "wandb"),
-    ("tensorboard", changed("logging", {"tensorboard": True}), "logging.tensorboard"),
     ("two_devices", changed("runtime", {"dp": 2}), "runtime.dp"),
     ("mesh", changed("runtime", {"mesh": {"data": 1}}), "runtime.mesh"),
     ("fsdp", changed("runtime", {"placement": "fsdp"}), "runtime.placement"),

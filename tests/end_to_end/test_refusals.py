@@ -43,7 +43,7 @@ def test_a_bad_file_in_a_process(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["empty", "misspelt_steps", "deep_lists", "no_target", "resid_mlp", "wandb"])
+@pytest.mark.parametrize("name", ["empty", "misspelt_steps", "deep_lists", "no_target", "resid_mlp", "mesh"])
 def test_more_bad_files_in_processes(name: str, tmp_path: Path) -> None:
     assert_process_refuses(name, tmp_path)
 

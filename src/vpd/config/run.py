@@ -207,7 +207,7 @@ class Eval(Block):
 
 
 class Wandb(Block):
-    """Logging to Weights & Biases."""
+    """Logging to Weights & Biases; needs the extra."""
 
     project: Text
     """Project."""
@@ -223,7 +223,7 @@ class Logging(Block):
     """Where metrics go beside metrics.jsonl."""
 
     tensorboard: Flag = False
-    """Whether TensorBoard event files are written."""
+    """Whether TensorBoard event files are written, in `tensorboard/` of the run directory; needs the extra."""
 
 
 class ResumeProvenance(Block):

@@ -39,17 +39,6 @@ GAPS: tuple[Gap, ...] = (
         (True,),
     ),
     Gap(
-        "logging.tensorboard",
-        "TensorBoard logging",
-        "write tensorboard: false and read metrics.jsonl",
-        (True,),
-    ),
-    Gap(
-        "wandb",
-        "logging to Weights & Biases",
-        "write wandb: null and read metrics.jsonl in the run directory",
-    ),
-    Gap(
         "resume_provenance",
         "starting from another run's state",
         "write resume_provenance: null",
