@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from vpd.experiment import (
 )
 from vpd.machine import common_facts, return_freed_memory, use_compile_cache
 from vpd.objective.total import persistent_terms
-from vpd.progress import training_meter
+from vpd.progress import say, training_meter
 from vpd.run_directory import (
     RunDirectory,
     create_run_directory,
@@ -162,18 +163,44 @@ def _train(
     notify: Callable[[str], None],
     signals: StopSignals,
 ) -> Outcome:
+    with Checkpoints(directory.checkpoints, experiment.config.cadence.keep_last_n_checkpoints) as checkpoints:
+        return _train_on(checkpoints, experiment, directory, quiet, notify, signals)
+
+
+def _last_good(checkpoints: Checkpoints, experiment: Experiment, directory: RunDirectory) -> TrainState | None:
+    """The state to go on from; newer checkpoints that are damaged are set aside, each with a sentence."""
+    template = state_template(experiment)
+    found = checkpoints.newest(lambda step: checkpoints.load_state(step, template))
+    if found is None:
+        return None
+    for step, reason in found.skipped.items():
+        aside = checkpoints.set_aside(step)
+        say(
+            f"checkpoint {step} of {directory.path} is damaged ({reason}); "
+            f"it is left aside as {aside.name}, and training goes on from step {found.step}"
+        )
+    return found.value
+
+
+def _train_on(
+    checkpoints: Checkpoints,
+    experiment: Experiment,
+    directory: RunDirectory,
+    quiet: bool,
+    notify: Callable[[str], None],
+    signals: StopSignals,
+) -> Outcome:
     config, pd = experiment.config, experiment.config.pd
-    checkpoints = Checkpoints(directory.checkpoints, config.cadence.keep_last_n_checkpoints)
     began, seconds_before = time.monotonic(), float(str(directory.read_facts().get("seconds", 0.0)))
     program = lower_program(experiment).compile()
     return_freed_memory()
-    saved = checkpoints.steps()
-    template = state_template(experiment)
-    state = checkpoints.load_state(saved[-1], template) if saved else first_state(experiment)
+    found = _last_good(checkpoints, experiment, directory)
+    state = first_state(experiment) if found is None else found
     return_freed_memory()
     start = int(state.training.step)
     directory.keep_records(partial(_precedes, start))
-    if saved:
+    if found is not None:
+        directory.drop_figures_after(start)
         notify(f"going on with {directory.path} from step {start}")
     directory.update_facts(status="running")
     recorder = _Recorder(experiment, directory, _suite(experiment))
@@ -184,8 +211,13 @@ def _train(
         signals.deferred() as stopped,
         Reader(batches, start) as reader,
     ):
+
+        def progress(step: int, logs: Mapping[str, float]) -> None:
+            checkpoints.check()
+            meter(step, logs)
+
         callbacks = Callbacks(
-            log=recorder.log, save=checkpoints.save, evaluate=recorder.evaluate, progress=meter, stopped=stopped
+            log=recorder.log, save=checkpoints.save, evaluate=recorder.evaluate, progress=progress, stopped=stopped
         )
         try:
             state, finished = train(
@@ -199,9 +231,13 @@ def _train(
         except NonFiniteError:
             _close(directory, "failed", seconds_before + time.monotonic() - began)
             raise
+        except RunError:
+            with suppress(OSError):  # a disk that is full may refuse this too
+                directory.update_facts(status="failed")
+            raise
         if not finished:
             checkpoints.save(state)
-        checkpoints.close()
+        checkpoints.wait()
         _close(directory, "finished" if finished else "stopped", seconds_before + time.monotonic() - began)
     return Outcome(directory, finished, recorder.last)
 
