@@ -26,8 +26,8 @@ ASIDE = ".damaged"
 # What Orbax and TensorStore raise where files are missing, cut short or hold something else.
 UNREADABLE = (ValueError, KeyError, OSError, TypeError, AttributeError, IndexError)
 
-# Orbax reports every save and restore there.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax reports every save and restore there, and failures, which reach whoever waits for them too.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 # Of the reads that are under way when one fails, the others fail too, which asyncio would tell at some later time.
 logging.getLogger("asyncio").addFilter(lambda record: "async_deserialize" not in record.getMessage())
 
