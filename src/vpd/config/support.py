@@ -49,11 +49,6 @@ GAPS: tuple[Gap, ...] = (
         "logging to Weights & Biases",
         "write wandb: null and read metrics.jsonl in the run directory",
     ),
-    Gap(
-        "resume_provenance",
-        "starting from another run's state",
-        "write resume_provenance: null",
-    ),
 )
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +176,23 @@ class Checkpoints:
         self._writer.reload()
         return aside
 
+    def differences(self, step: int, template: TrainState | Decomposition) -> list[str]:
+        """Where a checkpoint holds other arrays than ``template``, by leaf; nothing is loaded.
+
+        Raises:
+            DamagedCheckpointError: what it holds can't be told.
+        """
+        parts: dict[str, object] = (
+            {"decomposition": template.decomposition, "training": template.training}
+            if isinstance(template, TrainState)
+            else {"decomposition": template}
+        )
+        return [
+            difference
+            for item, part in parts.items()
+            for difference in _differences(_records(part), self._expected(step, item))
+        ]
+
     def load_state(self, step: int, template: TrainState) -> TrainState:
         """The whole state; ``template`` has its structure, shapes and types.
 
@@ -194,12 +211,20 @@ class Checkpoints:
     def load_verified(self, step: int, template: Decomposition) -> Decomposition:
         """V, U and the CI function of a checkpoint all of which is good; raises as :meth:`load_state`."""
         found = self.load_decomposition(step, template)
-        expected = self._expected(step, "training")
-        self._restore(step, "training", expected)
+        self.verify(step, ITEMS[1:])
         return found
 
+    def verify(self, step: int, items: Sequence[str] = ITEMS) -> None:
+        """Read a checkpoint and compare its checksums, whatever state it holds.
+
+        Raises:
+            DamagedCheckpointError: it is not what was saved.
+        """
+        for item in items:
+            self._restore(step, item, self._expected(step, item))
+
     def _load(self, step: int, item: str, template: Tree) -> Tree:
-        wanted = {name: LeafRecord.of(leaf) for name, leaf in abstract_leaves(template).items()}
+        wanted = _records(template)
         expected = self._expected(step, item)
         self._refuse_another(step, wanted, expected)
         leaves = self._restore(step, item, {name: expected[name] for name in wanted})
@@ -234,14 +259,11 @@ class Checkpoints:
 
     def _refuse_another(self, step: int, wanted: Records, stored: Records) -> None:
         """A checkpoint may be good and of another state than the run file means."""
-        for name in dict.fromkeys([*wanted, *stored]):
-            means = wanted[name].form if name in wanted else "none"
-            holds = stored[name].form if name in stored else "not there"
-            if means != holds:
-                raise RunError(
-                    f"checkpoint {step} of {self._directory.parent} can't be read as what its config.yaml describes "
-                    f"({name} is {holds}, and the file means {means}); restore the folder from a copy, or train again"
-                )
+        for difference in _differences(wanted, stored)[:1]:
+            raise RunError(
+                f"checkpoint {step} of {self._directory.parent} can't be read as what its config.yaml describes "
+                f"({difference}); restore the folder from a copy, or train again"
+            )
 
     def close(self) -> None:
         """Finish what is being saved and release what Orbax holds; raises as :meth:`check`."""
@@ -268,9 +290,20 @@ def _own_copy(state: TrainState) -> TrainState:
     return jax.tree.map(jnp.copy, state) if jax.default_backend() == "cpu" else state
 
 
-def abstract_leaves(tree: object) -> dict[str, jax.ShapeDtypeStruct]:
-    """``{path: shape and type}`` of a pytree."""
-    return {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in named_leaves(tree).items()}
+def _records(template: object) -> Records:
+    """Shapes and types of a pytree, by path."""
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), template)
+    return {name: LeafRecord.of(leaf) for name, leaf in named_leaves(abstract).items()}
+
+
+def _differences(wanted: Records, stored: Records) -> list[str]:
+    found: list[str] = []
+    for name in dict.fromkeys([*wanted, *stored]):
+        means = wanted[name].form if name in wanted else "none"
+        holds = stored[name].form if name in stored else "not there"
+        if means != holds:
+            found.append(f"{name} is {holds}, and the run file means {means}")
+    return found
 
 
 def named_leaves(tree: object) -> dict[str, Leaf]:
