@@ -40,12 +40,15 @@ def train(
         int | None, typer.Option(help="Train that many seeds of each file, each as RUN_ID-seed-K.", min=1)
     ] = None,
     jobs: Annotated[int, typer.Option(help="Runs trained at a time, where there are several.", min=1)] = 1,
+    override: Annotated[
+        bool, typer.Option("--override-config", help="Go on with a run that has begun with other values.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Decompose a network; prints the run directories on its last lines, one a line."""
     from vpd.commands.train import train_command
 
-    raise typer.Exit(train_command(sources, out_dir, run_id, steps, seed, seeds, jobs, quiet))
+    raise typer.Exit(train_command(sources, out_dir, run_id, steps, seed, seeds, jobs, override, quiet))
 
 
 @app.command()

@@ -1,12 +1,15 @@
 """From a run file to its objects: target, data, objective, first state, the training program."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vpd.config import changed_fields, read_run_file
 from vpd.config.checks import check_sites
 from vpd.config.run import RunConfig
 from vpd.config.targets import FeatureData, LMTarget, PythonTarget, StoredTarget, TokenData
@@ -14,7 +17,7 @@ from vpd.data.build import Sampler, feature_batches, sampled_batches, sequence_b
 from vpd.data.feed import Batches, Given, HostBatches, in_program, shape_given
 from vpd.errors import RunError
 from vpd.machine import compiler_options
-from vpd.progress import preparing_meter, target_meter
+from vpd.progress import preparing_meter, say, target_meter
 from vpd.run_directory import (
     RunDirectory,
 )
@@ -26,6 +29,7 @@ from vpd.targets.traced import TracedTarget
 from vpd.targets.traced_build import refuse_another_network, refuse_missing_network
 from vpd.targets.weights import Toy, load_target
 from vpd.training.build import cut_for, init_state, problem_from, sites_from
+from vpd.training.checkpoint import Checkpoints
 from vpd.training.state import TrainState
 from vpd.training.step import Logs, Problem
 from vpd.training.step import run_steps as steps_in_one_program
@@ -145,6 +149,90 @@ def _target(config: RunConfig, quiet: bool) -> AnyTarget:
     data = config.data.model_dump(mode="json") if config.data else None
     seed = jnp.asarray(block.pretrain.seed, jnp.uint32)
     return build_toy(block, data, partial(draw, seed), partial(target_meter, quiet=quiet))
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The checkpoint of another run that a run begins from.
+
+    Attributes:
+        directory: the other run.
+        step: of its checkpoint.
+        run_id: the other run's.
+    """
+
+    directory: RunDirectory
+    step: int
+    run_id: str
+
+    def as_record(self) -> dict[str, object]:
+        """What ``run.json`` keeps of it."""
+        return {"path": str(self.directory.path), "step": self.step, "run_id": self.run_id}
+
+
+def find_parent(experiment: Experiment) -> Parent | None:
+    """The parent that ``resume_provenance`` names, with a good checkpoint that fits; None where it names none.
+
+    Raises:
+        RunError: no such run or checkpoint, or one with other sites, C or CI function.
+    """
+    block = experiment.config.resume_provenance
+    if block is None:
+        return None
+    directory = RunDirectory(Path(block.parent_run_dir).expanduser().resolve())
+    facts = directory.read_facts()
+    if facts.get("kind") == "pretraining":
+        raise RunError(f"{directory.path} holds a pretraining run; resume_provenance takes a decomposition")
+    other = changed_fields(read_run_file(directory.config).config, experiment.config).trajectory
+    functions = [key for key in other if key == "pd.ci_config" or key.startswith("pd.ci_config.")]
+    if functions:
+        raise _misfit(directory, f"other values of {', '.join(functions)}")
+    checkpoints, template = Checkpoints(directory.checkpoints, writable=False), state_template(experiment).decomposition
+    steps = checkpoints.steps()
+    if block.parent_step is not None and block.parent_step not in steps:
+        there = f"there are {', '.join(map(str, steps))}" if steps else "it has none"
+        raise RunError(f"{directory.path} has no finished checkpoint at step {block.parent_step}; {there}")
+
+    def load(step: int) -> None:
+        if differences := checkpoints.differences(step, template):
+            raise _misfit(directory, "; ".join(differences[:3]))
+        checkpoints.load_verified(step, template)
+
+    step = block.parent_step
+    if step is not None:
+        if differences := checkpoints.differences(step, template):
+            raise _misfit(directory, "; ".join(differences[:3]))
+        checkpoints.load_decomposition(step, template)
+    else:
+        found = checkpoints.newest(load)
+        if found is None:
+            raise RunError(f"{directory.path} has no finished checkpoint yet; wait until it has saved one")
+        for damaged, reason in found.skipped.items():
+            say(f"checkpoint {damaged} of {directory.path} is damaged ({reason}); step {found.step} is begun from")
+        step = found.step
+    return Parent(directory, step, str(facts.get("run_id", directory.path.name)))
+
+
+def _misfit(directory: RunDirectory, differences: str) -> RunError:
+    return RunError(
+        f"resume_provenance: {directory.path} does not fit this run ({differences}); "
+        "write the same sites, C and ci_config as there"
+    )
+
+
+def inherited_state(experiment: Experiment, record: Mapping[str, object]) -> TrainState:
+    """V, U and the CI function of a parent's checkpoint at step 0, with fresh optimizers and adversaries.
+
+    Args:
+        experiment: the run that begins.
+        record: the parent as ``run.json`` keeps it.
+    """
+    state = jax.jit(partial(_fresh_state, experiment))()
+    checkpoints = Checkpoints(RunDirectory(Path(str(record["path"]))).checkpoints, writable=False)
+    step, template = int(str(record["step"])), state_template(experiment).decomposition
+    if step not in checkpoints.steps():
+        raise RunError(f"{record['path']} has checkpoint {step} no more, from which this run begins; put it back")
+    return replace(state, decomposition=checkpoints.load_decomposition(step, template))
 
 
 def first_state(experiment: Experiment) -> TrainState:

@@ -26,6 +26,11 @@ def console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def say(sentence: str) -> None:
+    """A notice on standard error, beside whatever moves there."""
+    print(f"vpd: {sentence}", file=sys.stderr, flush=True)
+
+
 def summary(scalars: Mapping[str, float]) -> str:
     """Total and terms on one line, inactive terms left out."""
     losses = {n.removeprefix("loss/"): v for n, v in scalars.items() if n.startswith("loss/") and v == v}

@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Self
 
 import jax.numpy as jnp
 
-from vpd.config import changed_fields, dump_run_file, read_run_file
+from vpd.config import Changes, changed_fields, dump_run_file, read_run_file, values_of
 from vpd.config.run import Eval, RunConfig
 from vpd.config.targets import LMTarget, TokenData
 from vpd.data.build import Sampler
@@ -22,14 +24,16 @@ from vpd.experiment import (
     AnyTarget,
     Experiment,
     build,
+    find_parent,
     first_state,
+    inherited_state,
     lower_program,
     reopened_target,
     state_template,
 )
 from vpd.machine import common_facts, return_freed_memory, use_compile_cache
 from vpd.objective.total import persistent_terms
-from vpd.progress import training_meter
+from vpd.progress import say, training_meter
 from vpd.records import EvalRecord, Sink, TrainRecord, open_records
 from vpd.run_directory import (
     RunDirectory,
@@ -75,6 +79,7 @@ def run(
     notify: Callable[[str], None] = lambda _: None,
     target: TracedTarget | None = None,
     data: Sampler | None = None,
+    override: bool = False,
 ) -> Outcome:
     """Train a decomposition, or go on with one that was interrupted; a finished one is left as it is.
 
@@ -85,6 +90,7 @@ def run(
         notify: told in one sentence what is about to happen.
         target: a traced network, where the run file pins one.
         data: where its batches come from.
+        override: go on with a run that has begun with other values, where that is possible.
 
     Raises:
         RunError: a directory that can't be written or holds another run.
@@ -92,7 +98,7 @@ def run(
         Stopped: a signal came before there was anything to save.
     """
     with StopSignals() as signals:
-        return _run(config, name, quiet, notify, signals, target, data)
+        return _run(config, name, quiet, notify, signals, target, data, override)
 
 
 def _run(
@@ -103,34 +109,40 @@ def _run(
     signals: StopSignals,
     traced: TracedTarget | None,
     data: Sampler | None,
+    override: bool,
 ) -> Outcome:
     use_compile_cache(config.runtime.compilation_cache_dir)
     path = run_path(config, name)
     config = config.model_copy(update={"run_id": path.name, "out_dir": str(path.parent)})
-    directory = RunDirectory(path)
+    directory, changes = RunDirectory(path), Changes((), ())
     if path.exists():
-        refuse_another_run(directory, config)
+        changes = refuse_another_run(directory, config, override)
         experiment = build(config, reopened_target(directory, config, traced), data=data)
     else:
         refuse_unwritable(path)
         experiment = build(config, traced, quiet, data=data)
-        facts = _facts(config, path.name, traced or experiment.target)
+        facts = _facts(experiment, path.name, traced or experiment.target)
         stored = target_bytes(experiment.target) if isinstance(experiment.target, Toy) else None
         directory = create_run_directory(path, dump_run_file(config), facts, stored)
     with directory.locked():
-        if directory.read_facts().get("status") == "finished":
+        if directory.read_facts().get("status") == "finished" and not changes.trajectory:
             notify(f"{path} is finished already; give it another run_id to train it again")
             if not (path / "report.html").exists():
                 write_report(path)
             return Outcome(directory, True, None)
         directory.sweep()
+        if changes.trajectory:
+            _override(directory, experiment, changes)
         # What may change without another trajectory, such as a cadence, is pinned as it is now.
         write_atomically(directory.config, dump_run_file(config))
         return _train(experiment, directory, quiet, notify, signals)
 
 
-def refuse_another_run(directory: RunDirectory, config: RunConfig) -> None:
-    """Make sure that a run directory holds the run that a configuration means.
+def refuse_another_run(directory: RunDirectory, config: RunConfig, override: bool = False) -> Changes:
+    """Make sure that a run directory holds the run that a configuration means, or with ``override`` can go on as it.
+
+    Returns:
+        What differs; nothing that changes the trajectory without ``override``.
 
     Raises:
         RunError: no run directory, or another run.
@@ -139,15 +151,61 @@ def refuse_another_run(directory: RunDirectory, config: RunConfig) -> None:
         raise RunError(f"{directory.path} holds a pretraining run; give this one another run_id or out_dir")
     stored = read_run_file(directory.config).config
     changes = changed_fields(stored, config)
-    if changes.trajectory:
+    if override and changes.fixed:
         raise RunError(
-            f"{directory.path} holds a run with other values of {', '.join(changes.trajectory)}; "
+            f"{directory.path} can't go on with other values of {', '.join(changes.fixed)}; "
             "give this one another run_id or out_dir"
         )
+    if changes.trajectory and not override:
+        raise RunError(
+            f"{directory.path} holds a run with other values of {', '.join(changes.trajectory)}; "
+            "give this one another run_id or out_dir, or go on with them by --override-config"
+        )
+    return changes
 
 
-def _facts(config: RunConfig, run_id: str, target: AnyTarget) -> Mapping[str, object]:
+def _override(directory: RunDirectory, experiment: Experiment, changes: Changes) -> None:
+    """Record that a run goes on with other values, before it does.
+
+    Raises:
+        RunError: the state that was saved is not one they could go on from.
+    """
+    checkpoints = Checkpoints(directory.checkpoints, writable=False)
+    template = state_template(experiment)
+
+    def differences_of(step: int) -> list[str]:
+        checkpoints.verify(step)
+        return checkpoints.differences(step, template)
+
+    found = checkpoints.newest(differences_of)
+    step, differences = (0, []) if found is None else (found.step, found.value)
+    fields = ", ".join(changes.trajectory)
+    if differences:
+        raise RunError(
+            f"{directory.path} can't go on with other values of {fields} ({'; '.join(differences[:3])}); "
+            "give this one another run_id or out_dir"
+        )
+    if experiment.config.pd.steps <= step:
+        raise RunError(
+            f"{directory.path} is at step {step} already, and pd.steps is {experiment.config.pd.steps}; "
+            f"write more to go on with other values of {fields}"
+        )
+    stored = read_run_file(directory.config).config
+    old, new = values_of(stored, changes.trajectory), values_of(experiment.config, changes.trajectory)
+    record: dict[str, object] = {
+        "step": step,
+        "fields": {key: {"old": old[key], "new": new[key]} for key in changes.trajectory},
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    before = directory.read_facts().get("overrides")
+    directory.update_facts(overrides=[*(before if isinstance(before, list) else []), record])
+
+
+def _facts(experiment: Experiment, run_id: str, target: AnyTarget) -> Mapping[str, object]:
+    config, parent = experiment.config, find_parent(experiment)
     facts: dict[str, object] = common_facts(run_id, config.pd.seed) | {"target": config.target_kind}
+    if parent is not None:
+        facts["parent"] = parent.as_record()
     if isinstance(target, TracedTarget):
         facts["fingerprint"] = target.fingerprint()
     if isinstance(target, LanguageModel) and isinstance(config.target, LMTarget):
@@ -164,18 +222,49 @@ def _train(
     notify: Callable[[str], None],
     signals: StopSignals,
 ) -> Outcome:
+    with Checkpoints(directory.checkpoints, experiment.config.cadence.keep_last_n_checkpoints) as checkpoints:
+        return _train_on(checkpoints, experiment, directory, quiet, notify, signals)
+
+
+def _last_good(checkpoints: Checkpoints, experiment: Experiment, directory: RunDirectory) -> TrainState | None:
+    """The state to go on from; newer checkpoints that are damaged are set aside, each with a sentence."""
+    template = state_template(experiment)
+    found = checkpoints.newest(lambda step: checkpoints.load_state(step, template))
+    if found is None:
+        return None
+    for step, reason in found.skipped.items():
+        aside = checkpoints.set_aside(step)
+        say(
+            f"checkpoint {step} of {directory.path} is damaged ({reason}); "
+            f"it is left aside as {aside.name}, and training goes on from step {found.step}"
+        )
+    return found.value
+
+
+def _beginning(experiment: Experiment, directory: RunDirectory) -> TrainState:
+    parent = directory.read_facts().get("parent")
+    return inherited_state(experiment, parent) if isinstance(parent, dict) else first_state(experiment)
+
+
+def _train_on(
+    checkpoints: Checkpoints,
+    experiment: Experiment,
+    directory: RunDirectory,
+    quiet: bool,
+    notify: Callable[[str], None],
+    signals: StopSignals,
+) -> Outcome:
     config, pd = experiment.config, experiment.config.pd
-    checkpoints = Checkpoints(directory.checkpoints, config.cadence.keep_last_n_checkpoints)
     began, seconds_before = time.monotonic(), float(str(directory.read_facts().get("seconds", 0.0)))
     program = lower_program(experiment).compile()
     return_freed_memory()
-    saved = checkpoints.steps()
-    template = state_template(experiment)
-    state = checkpoints.load_state(saved[-1], template) if saved else first_state(experiment)
+    found = _last_good(checkpoints, experiment, directory)
+    state = _beginning(experiment, directory) if found is None else found
     return_freed_memory()
     start = int(state.training.step)
     directory.keep_records(partial(_precedes, start))
-    if saved:
+    if found is not None:
+        directory.drop_figures_after(start)
         notify(f"going on with {directory.path} from step {start}")
     directory.update_facts(status="running")
     recorder = _Recorder(experiment, directory, _suite(experiment), open_records(config, directory, start))
@@ -187,8 +276,13 @@ def _train(
         Reader(batches, start) as reader,
         recorder,
     ):
+
+        def progress(step: int, logs: Mapping[str, float]) -> None:
+            checkpoints.check()
+            meter(step, logs)
+
         callbacks = Callbacks(
-            log=recorder.log, save=checkpoints.save, evaluate=recorder.evaluate, progress=meter, stopped=stopped
+            log=recorder.log, save=checkpoints.save, evaluate=recorder.evaluate, progress=progress, stopped=stopped
         )
         try:
             state, finished = train(
@@ -202,9 +296,13 @@ def _train(
         except NonFiniteError:
             _close(directory, "failed", seconds_before + time.monotonic() - began)
             raise
+        except RunError:
+            with suppress(OSError):  # a disk that is full may refuse this too
+                directory.update_facts(status="failed")
+            raise
         if not finished:
             checkpoints.save(state)
-        checkpoints.close()
+        checkpoints.wait()
         _close(directory, "finished" if finished else "stopped", seconds_before + time.monotonic() - began)
     return Outcome(directory, finished, recorder.last)
 

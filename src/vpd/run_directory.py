@@ -124,6 +124,12 @@ class RunDirectory:
         finally:
             os.close(descriptor)
 
+    def drop_figures_after(self, step: int) -> None:
+        """Remove figures of states that are computed again."""
+        for folder in (self.path / "figures").glob("*"):
+            if folder.name.isdecimal() and int(folder.name) > step:
+                shutil.rmtree(folder)
+
     def sweep(self) -> None:
         """Remove drafts that a killed process left; only for the process that holds the run."""
         for draft in (*self.path.glob(".*.*"), *(self.path / "figures").glob(".*")):

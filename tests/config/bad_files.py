@@ -446,8 +446,8 @@ _SILLY: list[tuple[str, Document, str]] = [
     ("fsdp", changed("runtime", {"placement": "fsdp"}), "runtime.placement"),
     (
         "resumed",
-        changed("resume_provenance", {"parent_run_dir": "runs/a", "parent_step": 3}),
-        "resume_provenance",
+        changed("resume_provenance", {"parent_run_dir": "runs/a", "parent_step": -3}),
+        "resume_provenance.parent_step",
     ),
     (
         "pretraining",

@@ -17,6 +17,7 @@ from vpd.data.build import Sampler
 from vpd.decomposition import Components, SiteMask, members_in_order, unstacked
 from vpd.errors import RunError
 from vpd.experiment import Experiment, build, reopened_target, state_template
+from vpd.progress import say
 from vpd.run_directory import RunDirectory
 from vpd.targets import Target, clean_forward, masked_forward
 from vpd.targets.traced import TracedTarget
@@ -158,16 +159,16 @@ def open_run(
 ) -> Run:
     """Open a run directory for reading.
 
-    A run that is still training opens at its latest finished checkpoint.
+    A run opens at its newest good checkpoint, also while it is training; damaged ones are named on standard error.
 
     Args:
         path: the folder that ``vpd train`` printed.
-        step: of the checkpoint; None takes the latest.
+        step: of the checkpoint; None takes the newest good one.
         target: the traced network, where the run is of one.
         data: ``data(key, n)``, n examples of a traced network's input, where it is to be evaluated.
 
     Raises:
-        RunError: no run directory, no finished checkpoint, not the one asked for, or another network.
+        RunError: no run directory, no finished or no good checkpoint, not the one asked for, or another network.
         ConfigError: a pinned run file that can't be read.
     """
     directory = RunDirectory(Path(path))
@@ -182,11 +183,17 @@ def open_run(
         raise RunError(_nothing_saved(directory))
     if step is not None and step not in steps:
         raise RunError(f"{path} has no finished checkpoint at step {step}; there are {', '.join(map(str, steps))}")
-    chosen = steps[-1] if step is None else step
     experiment = build(config, network, data=data)
-    decomposition = checkpoints.load_decomposition(chosen, state_template(experiment).decomposition)
-    checkpoints.close()
-    return Run(directory, experiment, decomposition, chosen, str(facts.get("status")))
+    template = state_template(experiment).decomposition
+    if step is not None:
+        decomposition = checkpoints.load_decomposition(step, template)
+    else:
+        found = checkpoints.newest(lambda step: checkpoints.load_verified(step, template))
+        assert found is not None
+        for damaged, reason in found.skipped.items():
+            say(f"checkpoint {damaged} of {path} is damaged ({reason}); step {found.step} is opened")
+        decomposition, step = found.value, found.step
+    return Run(directory, experiment, decomposition, step, str(facts.get("status")))
 
 
 def _nothing_saved(directory: RunDirectory) -> str:

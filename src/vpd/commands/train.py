@@ -24,6 +24,7 @@ def train_command(
     seed: int | None,
     seeds: int | None,
     jobs: int,
+    override: bool,
     quiet: bool,
 ) -> int:
     """Train each file, or ``seeds`` seeds of each; all are read before the first starts.
@@ -45,9 +46,11 @@ def train_command(
             raise ConfigError(f"run_id: two of the files mean the run directory {path}; give each a run_id of its own")
     for notice in dict.fromkeys(notice for read in plans for notice in read.notices):
         _say(notice)
+    if len(plans) > 1 and override:
+        raise ConfigError("--override-config: several runs were given; go on with one at a time")
     if len(plans) > 1:
         return _train_several(plans, paths, jobs, quiet)
-    outcome = run(plans[0].config, plans[0].name, quiet, _say)
+    outcome = run(plans[0].config, plans[0].name, quiet, _say, override=override)
     _print_result(outcome)
     return 0 if outcome.finished else STOPPED
 

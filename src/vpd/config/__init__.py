@@ -1,6 +1,6 @@
 """The run file: its vocabulary, how it is read, and what is refused."""
 
-from vpd.config.changes import Changes, changed_fields
+from vpd.config.changes import Changes, changed_fields, values_of
 from vpd.config.document import read_document
 from vpd.config.pretraining import PretrainingConfig
 from vpd.config.reading import (
@@ -39,4 +39,5 @@ __all__ = [
     "read_pretraining_file",
     "read_run_file",
     "resolved_scope",
+    "values_of",
 ]

@@ -1,6 +1,7 @@
 """What differs in meaning between two configurations, and whether it changes the trajectory of training."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vpd.config.metrics import AnyMetric
@@ -23,7 +24,6 @@ _NOT_THE_TRAJECTORY = (
     "samples",
     "logging",
     "wandb",
-    "resume_provenance",
     "runtime.device",
     "runtime.dp",
     "runtime.mesh",
@@ -33,6 +33,23 @@ _NOT_THE_TRAJECTORY = (
     "runtime.reuse_prefix",
     "runtime.steps_per_dispatch",
     "runtime.compilation_cache_dir",
+)
+
+
+# What a run begins with, or is made of: no later step can take another value of these.
+_FIXED = (
+    "target",
+    "resume_provenance",
+    "pd.decomposition_targets",
+    "pd.identity_decomposition_targets",
+    "pd.tied_weights",
+    "pd.initialization",
+    "pd.ci_config",
+    "pd.components_optimizer.type",
+    "pd.ci_fn_optimizer.type",
+    "pd.faithfulness_warmup_steps",
+    "pd.faithfulness_warmup_lr",
+    "pd.faithfulness_warmup_weight_decay",
 )
 
 
@@ -48,6 +65,11 @@ class Changes:
     trajectory: tuple[str, ...]
     other: tuple[str, ...]
 
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """Those that a run which has begun can't change."""
+        return tuple(key for key in self.trajectory if _is_within(key, _FIXED))
+
 
 def changed_fields(a: AnyConfig, b: AnyConfig) -> Changes:
     """The dotted keys in which two configurations of one kind mean something different."""
@@ -56,8 +78,28 @@ def changed_fields(a: AnyConfig, b: AnyConfig) -> Changes:
     return Changes(tuple(key for key in keys if not _is_aside(key)), other)
 
 
+def values_of(config: AnyConfig, keys: Sequence[str]) -> dict[str, object]:
+    """``{dotted key: value}`` as :func:`changed_fields` compares them; null where a key is not there."""
+    return {key: _value_at(_meaning(config), re.findall(r"[^.\[\]]+", key)) for key in keys}
+
+
+def _value_at(document: object, names: Sequence[str]) -> object:
+    for name in names:
+        if is_block(document):
+            document = document.get(name)
+        elif is_list(document) and name.isdecimal() and int(name) < len(document):
+            document = document[int(name)]
+        else:
+            return None
+    return document
+
+
 def _is_aside(key: str) -> bool:
-    return any(key == aside or key.startswith((f"{aside}.", f"{aside}[")) for aside in _NOT_THE_TRAJECTORY)
+    return _is_within(key, _NOT_THE_TRAJECTORY)
+
+
+def _is_within(key: str, blocks: Sequence[str]) -> bool:
+    return any(key == block or key.startswith((f"{block}.", f"{block}[")) for block in blocks)
 
 
 def _meaning(config: AnyConfig) -> dict[str, object]:

@@ -227,12 +227,12 @@ class Logging(Block):
 
 
 class ResumeProvenance(Block):
-    """The run this one continues."""
+    """The run whose V, U and causal-importance function this one begins with; all else begins anew."""
 
     parent_run_dir: Text
     """Its run directory."""
-    parent_step: CountOrZero
-    """Step it was taken from."""
+    parent_step: CountOrZero | None = None
+    """Its checkpoint; null is the newest good one."""
 
 
 PrintableText = Annotated[
@@ -270,7 +270,7 @@ class RunConfig(Block):
     wandb: Wandb | None = None
     """Logging to Weights & Biases."""
     resume_provenance: ResumeProvenance | None = None
-    """The run this one continues."""
+    """The run this one begins from."""
 
     @model_validator(mode="after")
     def _is_coherent(self) -> Self:

@@ -38,11 +38,6 @@ GAPS: tuple[Gap, ...] = (
         "write runtime.remat: block, which does it layer by layer",
         (True,),
     ),
-    Gap(
-        "resume_provenance",
-        "starting from another run's state",
-        "write resume_provenance: null",
-    ),
 )
 
 
