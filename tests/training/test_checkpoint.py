@@ -74,6 +74,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     writer = Checkpoints(tmp_path / "checkpoints")
     for step in (3, 12):
         writer.save(state_at(step))
+        writer.wait()
     assert writer.steps() == [3, 12]
     writer.close()
     reader = Checkpoints(tmp_path / "checkpoints", writable=False)
@@ -92,7 +93,9 @@ def test_names_of_leaves_are_distinct_and_plain() -> None:
 def test_a_step_is_saved_once(tmp_path: Path) -> None:
     writer = Checkpoints(tmp_path / "checkpoints")
     writer.save(state_at(3))
+    writer.wait()
     writer.save(jax.tree.map(lambda x: x if x.ndim == 0 else -x, state_at(3)))
+    writer.wait()
     assert_equal(writer.load_state(3, template()), state_at(3))
     writer.close()
 
@@ -101,6 +104,7 @@ def test_only_so_many_are_kept(tmp_path: Path) -> None:
     writer = Checkpoints(tmp_path / "checkpoints", keep_last=2)
     for step in range(1, 5):
         writer.save(state_at(step))
+        writer.wait()
     assert writer.steps() == [3, 4]
     writer.close()
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
@@ -110,6 +114,7 @@ def test_a_reader_sees_neither_unfinished_nor_foreign_folders(tmp_path: Path) ->
     folder = tmp_path / "checkpoints"
     writer = Checkpoints(folder)
     writer.save(state_at(3))
+    writer.wait()
     writer.close()
     (folder / "4.orbax-checkpoint-tmp").mkdir()
     (folder / "notes").mkdir()
@@ -144,6 +149,7 @@ def threads_may_complain() -> Iterator[None]:
 def test_another_number_of_subcomponents(C: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     writer = Checkpoints(tmp_path / "checkpoints")
     writer.save(state_at(3))
+    writer.wait()
     with pytest.raises(RunError, match=r"config\.yaml") as caught:
         writer.load_state(3, template(C))
     writer.close()
@@ -168,6 +174,7 @@ def two_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Checkpoints(folder) as writer:
         for step in (3, 5):
             writer.save(state_at(step))
+            writer.wait()
     return folder
 
 
@@ -255,10 +262,12 @@ def test_what_is_set_aside_is_neither_counted_nor_lost(two_saved: Path, tmp_path
     with Checkpoints(folder, keep_last=2) as writer:
         assert writer.set_aside(5).name == "5.damaged"
         writer.save(state_at(5))
+        writer.wait()
         assert writer.steps() == [3, 5]
         assert writer.set_aside(5).name == "5.damaged-2"
         for step in (5, 8, 9):
             writer.save(state_at(step))
+            writer.wait()
     assert sorted(p.name for p in folder.iterdir()) == ["5.damaged", "5.damaged-2", "8", "9"]
     reader = Checkpoints(folder, writable=False)
     for step in (8, 9):
