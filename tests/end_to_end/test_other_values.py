@@ -143,8 +143,6 @@ def test_a_killed_child_begins_again_from_its_parent(finished: Path, tmp_path: P
     assert_same_run(tmp_path / "a" / "child", tmp_path / "b" / "child")
 
 
-# Reads of other arrays that were under way end after the loop that asked for them.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_parent(finished: Path, tmp_path: Path, vpd: Vpd) -> None:
     parent = Path(shutil.copytree(finished, tmp_path / "parent"))
     cut(values(parent / "checkpoints" / "60", "decomposition"))
