@@ -135,7 +135,8 @@ def _run(
             _override(directory, experiment, changes)
         # What may change without another trajectory, such as a cadence, is pinned as it is now.
         write_atomically(directory.config, dump_run_file(config))
-        return _train(experiment, directory, quiet, notify, signals)
+        with Checkpoints(directory.checkpoints, config.cadence.keep_last_n_checkpoints) as checkpoints:
+            return _train(checkpoints, experiment, directory, quiet, notify, signals)
 
 
 def refuse_another_run(directory: RunDirectory, config: RunConfig, override: bool = False) -> Changes:
@@ -215,17 +216,6 @@ def _facts(experiment: Experiment, run_id: str, target: AnyTarget) -> Mapping[st
     return facts
 
 
-def _train(
-    experiment: Experiment,
-    directory: RunDirectory,
-    quiet: bool,
-    notify: Callable[[str], None],
-    signals: StopSignals,
-) -> Outcome:
-    with Checkpoints(directory.checkpoints, experiment.config.cadence.keep_last_n_checkpoints) as checkpoints:
-        return _train_on(checkpoints, experiment, directory, quiet, notify, signals)
-
-
 def _last_good(checkpoints: Checkpoints, experiment: Experiment, directory: RunDirectory) -> TrainState | None:
     """The state to go on from; newer checkpoints that are damaged are set aside, each with a sentence."""
     template = state_template(experiment)
@@ -246,7 +236,7 @@ def _beginning(experiment: Experiment, directory: RunDirectory) -> TrainState:
     return inherited_state(experiment, parent) if isinstance(parent, dict) else first_state(experiment)
 
 
-def _train_on(
+def _train(
     checkpoints: Checkpoints,
     experiment: Experiment,
     directory: RunDirectory,

@@ -7,6 +7,7 @@ import typer
 
 from vpd.config import PretrainingFile, read_document, read_pretraining_file
 from vpd.pretrain import Outcome, pretrain
+from vpd.progress import say
 from vpd.run_directory import RunDirectory
 
 STOPPED = 75
@@ -22,8 +23,8 @@ def pretrain_command(
     """
     read = _read(source, out_dir, run_id, steps, seed)
     for notice in read.notices:
-        _say(notice)
-    outcome = pretrain(read.config, read.name, quiet, _say)
+        say(notice)
+    outcome = pretrain(read.config, read.name, quiet, say)
     _print_result(outcome)
     return 0 if outcome.finished else STOPPED
 
@@ -45,7 +46,7 @@ def _read(
 def _print_result(outcome: Outcome) -> None:
     path = outcome.directory.path
     if not outcome.finished:
-        _say(f"stopped by a signal; `vpd pretrain {path}` goes on from here")
+        say(f"stopped by a signal; `vpd pretrain {path}` goes on from here")
     if outcome.validation is not None:
         typer.echo(f"validation loss: {outcome.validation:.4f} nats a token{_beside(outcome)}")
     report = path / "report.html"
@@ -57,7 +58,3 @@ def _print_result(outcome: Outcome) -> None:
 def _beside(outcome: Outcome) -> str:
     counted = outcome.baselines
     return f" (bigram {counted.bigram:.4f}, unigram {counted.unigram:.4f})" if counted else ""
-
-
-def _say(sentence: str) -> None:
-    typer.echo(f"vpd: {sentence}", err=True)

@@ -10,6 +10,7 @@ from vpd.commands.tables import print_verdict
 from vpd.config import RunConfig, RunFile
 from vpd.errors import ConfigError
 from vpd.face import read_with
+from vpd.progress import say
 from vpd.run import Outcome, refuse_another_run, run, run_id_of, run_path
 from vpd.run_directory import RunDirectory, refuse_unwritable
 
@@ -45,12 +46,12 @@ def train_command(
         if paths.count(path) > 1:
             raise ConfigError(f"run_id: two of the files mean the run directory {path}; give each a run_id of its own")
     for notice in dict.fromkeys(notice for read in plans for notice in read.notices):
-        _say(notice)
+        say(notice)
     if len(plans) > 1 and override:
         raise ConfigError("--override-config: several runs were given; go on with one at a time")
     if len(plans) > 1:
         return _train_several(plans, paths, jobs, quiet)
-    outcome = run(plans[0].config, plans[0].name, quiet, _say, override=override)
+    outcome = run(plans[0].config, plans[0].name, quiet, say, override=override)
     _print_result(outcome)
     return 0 if outcome.finished else STOPPED
 
@@ -67,7 +68,7 @@ def _train_several(plans: list[RunFile], paths: list[Path], jobs: int, quiet: bo
     finished = [_is_finished(path, read.config) for path, read in zip(paths, plans, strict=True)]
     for path, done in zip(paths, finished, strict=True):
         if done:
-            _say(f"{path} is finished already, skipped")
+            say(f"{path} is finished already, skipped")
     update = [{"run_id": path.name, "out_dir": str(path.parent)} for path in paths]
     configs = [read.config.model_copy(update=change) for read, change in zip(plans, update, strict=True)]
     left = [config for config, done in zip(configs, finished, strict=True) if not done]
@@ -102,7 +103,7 @@ def _plan(source: Path, out_dir: Path | None, run_id: str | None, steps: int | N
 def _print_result(outcome: Outcome) -> None:
     path = outcome.directory.path
     if not outcome.finished:
-        _say(f"stopped by a signal; `vpd train {path}` goes on from here")
+        say(f"stopped by a signal; `vpd train {path}` goes on from here")
     elif outcome.evaluation is not None and outcome.evaluation.verdict:
         evaluation = outcome.evaluation
         print_verdict(evaluation.verdict, f"{path.name}: {evaluation.headline} after {evaluation.step} steps")
@@ -110,7 +111,3 @@ def _print_result(outcome: Outcome) -> None:
     if report.exists():
         typer.echo(f"report: {report}")
     typer.echo(str(path))
-
-
-def _say(sentence: str) -> None:
-    typer.echo(f"vpd: {sentence}", err=True)

@@ -1,9 +1,9 @@
 """From a run file to the sinks it names."""
 
-import sys
 from collections.abc import Callable, Sequence
 
 from vpd.config.run import RunConfig
+from vpd.progress import say
 from vpd.records.aside import Aside
 from vpd.records.metrics_file import MetricsFile
 from vpd.records.sink import EvalRecord, Sink, TrainRecord
@@ -44,7 +44,7 @@ def open_records(config: RunConfig, directory: RunDirectory, start: int) -> Sink
         start: step that the run begins at or goes on from.
     """
     others = _named(config, directory, start)
-    return Several([MetricsFile(directory), *(Aside(name, open_sink, _say) for name, open_sink in others.items())])
+    return Several([MetricsFile(directory), *(Aside(name, open_sink, say) for name, open_sink in others.items())])
 
 
 def _named(config: RunConfig, directory: RunDirectory, start: int) -> dict[str, Callable[[], Sink]]:
@@ -54,9 +54,5 @@ def _named(config: RunConfig, directory: RunDirectory, start: int) -> dict[str, 
         opening["TensorBoard"] = lambda: TensorBoard(directory.path, start)
     if config.wandb is not None:
         run_id = wandb_id(directory)
-        opening["W&B"] = lambda: WeightsAndBiases(config, run_id, _say)
+        opening["W&B"] = lambda: WeightsAndBiases(config, run_id, say)
     return opening
-
-
-def _say(sentence: str) -> None:
-    print(f"vpd: {sentence}", file=sys.stderr, flush=True)
