@@ -14,6 +14,7 @@ ROOMS = (
     "run_directory",
     "cache",
     "machine",
+    "placement",
     "decomposition",
     "config",
     "importance",

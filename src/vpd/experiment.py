@@ -17,6 +17,7 @@ from vpd.data.build import Sampler, feature_batches, sampled_batches, sequence_b
 from vpd.data.feed import Batches, Given, HostBatches, in_program, shape_given
 from vpd.errors import RunError
 from vpd.machine import compiler_options
+from vpd.placement import Placement, put
 from vpd.progress import preparing_meter, say, target_meter
 from vpd.run_directory import (
     RunDirectory,
@@ -30,6 +31,7 @@ from vpd.targets.traced_build import refuse_another_network, refuse_missing_netw
 from vpd.targets.weights import Toy, load_target
 from vpd.training.build import cut_for, init_state, problem_from, sites_from
 from vpd.training.checkpoint import Checkpoints
+from vpd.training.placed import state_shardings
 from vpd.training.state import TrainState
 from vpd.training.step import Logs, Problem
 from vpd.training.step import run_steps as steps_in_one_program
@@ -49,6 +51,7 @@ class Experiment:
         train_batch: of (seed, step).
         eval_batch: of (seed, index); None where nothing is evaluated.
         data: where the batches of a traced target come from.
+        placement: on the devices that the run uses; None on a single one.
     """
 
     config: RunConfig
@@ -57,6 +60,7 @@ class Experiment:
     train_batch: Batches
     eval_batch: Batches | None
     data: Sampler | None = None
+    placement: Placement | None = None
 
 
 def build(
@@ -227,23 +231,44 @@ def inherited_state(experiment: Experiment, record: Mapping[str, object]) -> Tra
         experiment: the run that begins.
         record: the parent as ``run.json`` keeps it.
     """
-    state = jax.jit(partial(_fresh_state, experiment))()
+    state = _made_state(experiment)
     checkpoints = Checkpoints(RunDirectory(Path(str(record["path"]))).checkpoints, writable=False)
     step, template = int(str(record["step"])), state_template(experiment).decomposition
     if step not in checkpoints.steps():
         raise RunError(f"{record['path']} has checkpoint {step} no more, from which this run begins; put it back")
-    return replace(state, decomposition=checkpoints.load_decomposition(step, template))
+    return put_state(experiment, replace(state, decomposition=checkpoints.load_decomposition(step, template)))
+
+
+def place(experiment: Experiment, placement: Placement | None) -> Experiment:
+    """The same experiment on a mesh, its target where it belongs."""
+    if placement is None:
+        return experiment
+    target = experiment.target
+    return replace(experiment, target=put(target, placement.parameters("frozen", target)), placement=placement)
+
+
+def put_state(experiment: Experiment, state: TrainState) -> TrainState:
+    """A state that every process holds whole, where it belongs."""
+    if experiment.placement is None:
+        return state
+    return put(state, state_shardings(experiment.placement, experiment.problem, state))
+
+
+def put_given(experiment: Experiment, given: Given) -> Given:
+    """Batches ``[n, B, T]`` that were read on the host, where the training program takes them."""
+    if experiment.placement is None or given is None:
+        return given
+    return put(given, experiment.placement.split_batch(given.shape, axis=1))
 
 
 def first_state(experiment: Experiment) -> TrainState:
     """The state before step 0, after faithfulness warm-up."""
     pd, problem = experiment.config.pd, experiment.problem
-    # As one program: what it makes on the way is freed, and every leaf has a buffer of its own.
-    state = jax.jit(partial(_fresh_state, experiment))()
+    state = _made_state(experiment)
     if pd.faithfulness_warmup_steps == 0:
         return state
     batch = experiment.train_batch(jnp.asarray(pd.seed, jnp.uint32), jnp.asarray(0, jnp.int32))
-    return faithfulness_warmup(
+    warm = faithfulness_warmup(
         problem,
         experiment.target,
         state,
@@ -252,11 +277,20 @@ def first_state(experiment: Experiment) -> TrainState:
         pd.faithfulness_warmup_lr,
         pd.faithfulness_warmup_weight_decay,
     )
+    return warm if experiment.placement is None else jax.device_put(warm, jax.tree.map(lambda x: x.sharding, state))
 
 
 def state_template(experiment: Experiment) -> TrainState:
     """Structure, shapes and types of the state; nothing is allocated."""
     return jax.eval_shape(partial(_fresh_state, experiment))
+
+
+def _made_state(experiment: Experiment) -> TrainState:
+    """As one program: what it makes on the way is freed, and every leaf has a buffer of its own, where it belongs."""
+    where = None
+    if experiment.placement is not None:
+        where = state_shardings(experiment.placement, experiment.problem, state_template(experiment))
+    return jax.jit(partial(_fresh_state, experiment), out_shardings=where)()
 
 
 def _fresh_state(experiment: Experiment) -> TrainState:
@@ -270,17 +304,30 @@ def _fresh_state(experiment: Experiment) -> TrainState:
 
 def lower_program(experiment: Experiment) -> jax.stages.Lowered:
     """The one training program of a run, ``(target, state, n, seed, given)``: the state is donated."""
-    batches = experiment.train_batch
+    batches, placement = experiment.train_batch, experiment.placement
 
     def run_steps(target: Target, state: TrainState, n: Array, seed: Array, given: Given) -> tuple[TrainState, Logs]:
         draw = in_program(batches, given, state.training.step)
         return steps_in_one_program(experiment.problem, target, state, n, seed, draw)
 
+    template, shape = state_template(experiment), shape_given(batches)
     n, seed = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32)
-    shape = shape_given(batches)
     given = None if shape is None else jax.ShapeDtypeStruct(shape, jnp.int32)
-    program = jax.jit(run_steps, donate_argnums=1, compiler_options=compiler_options())
-    return program.lower(experiment.target, state_template(experiment), n, seed, given)
+    if placement is None:
+        program = jax.jit(run_steps, donate_argnums=1, compiler_options=compiler_options())
+        return program.lower(experiment.target, template, n, seed, given)
+    whole, state = placement.whole(), state_shardings(placement, experiment.problem, template)
+    batch = None if given is None else placement.split_batch(given.shape, axis=1)
+    where = placement.parameters("frozen", experiment.target), state, whole, whole, batch
+    program = jax.jit(
+        run_steps,
+        donate_argnums=1,
+        in_shardings=where,
+        out_shardings=(state, whole),
+        compiler_options=compiler_options(),
+    )
+    with jax.set_mesh(placement.mesh):
+        return program.lower(experiment.target, template, n, seed, given)
 
 
 def reopened_target(directory: RunDirectory, config: RunConfig, traced: TracedTarget | None = None) -> AnyTarget:

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Self
 
+import jax
 import jax.numpy as jnp
 
 from vpd.config import Changes, changed_fields, dump_run_file, read_run_file, values_of
@@ -28,6 +29,9 @@ from vpd.experiment import (
     first_state,
     inherited_state,
     lower_program,
+    place,
+    put_given,
+    put_state,
     reopened_target,
     state_template,
 )
@@ -50,6 +54,7 @@ from vpd.targets.traced import TracedTarget
 from vpd.targets.weights import Toy, target_bytes
 from vpd.training.checkpoint import Checkpoints
 from vpd.training.loop import Callbacks, Events, train
+from vpd.training.placed import placement_from
 from vpd.training.state import TrainState
 
 
@@ -112,6 +117,7 @@ def _run(
     override: bool,
 ) -> Outcome:
     use_compile_cache(config.runtime.compilation_cache_dir)
+    placement = placement_from(config.runtime, config.pd.batch_size, notify)
     path = run_path(config, name)
     config = config.model_copy(update={"run_id": path.name, "out_dir": str(path.parent)})
     directory, changes = RunDirectory(path), Changes((), ())
@@ -135,8 +141,11 @@ def _run(
             _override(directory, experiment, changes)
         # What may change without another trajectory, such as a cadence, is pinned as it is now.
         write_atomically(directory.config, dump_run_file(config))
-        with Checkpoints(directory.checkpoints, config.cadence.keep_last_n_checkpoints) as checkpoints:
-            return _train(checkpoints, experiment, directory, quiet, notify, signals)
+        with (
+            Checkpoints(directory.checkpoints, config.cadence.keep_last_n_checkpoints) as checkpoints,
+            nullcontext() if placement is None else jax.set_mesh(placement.mesh),
+        ):
+            return _train(checkpoints, place(experiment, placement), directory, quiet, notify, signals)
 
 
 def refuse_another_run(directory: RunDirectory, config: RunConfig, override: bool = False) -> Changes:
@@ -249,14 +258,14 @@ def _train(
     program = lower_program(experiment).compile()
     return_freed_memory()
     found = _last_good(checkpoints, experiment, directory)
-    state = _beginning(experiment, directory) if found is None else found
+    state = _beginning(experiment, directory) if found is None else put_state(experiment, found)
     return_freed_memory()
     start = int(state.training.step)
     directory.keep_records(partial(_precedes, start))
     if found is not None:
         directory.drop_figures_after(start)
         notify(f"going on with {directory.path} from step {start}")
-    directory.update_facts(status="running")
+    directory.update_facts(status="running", mesh=_mesh_facts(experiment))
     recorder = _Recorder(experiment, directory, _suite(experiment), open_records(config, directory, start))
     seed = jnp.asarray(pd.seed, jnp.uint32)
     batches = experiment.train_batch
@@ -276,7 +285,7 @@ def _train(
         )
         try:
             state, finished = train(
-                lambda state, n: program(experiment.target, state, n, seed, reader.take(int(n))),
+                lambda state, n: program(experiment.target, state, n, seed, put_given(experiment, reader.take(int(n)))),
                 state,
                 events_of(config),
                 callbacks,
@@ -295,6 +304,12 @@ def _train(
         checkpoints.wait()
         _close(directory, "finished" if finished else "stopped", seconds_before + time.monotonic() - began)
     return Outcome(directory, finished, recorder.last)
+
+
+def _mesh_facts(experiment: Experiment) -> dict[str, object] | None:
+    """What ``run.json`` says of the devices that a run is spread over; None on a single one."""
+    placement = experiment.placement
+    return None if placement is None else {**placement.mesh.shape, "placement": placement.preset}
 
 
 def _close(directory: RunDirectory, status: str, seconds: float) -> None:

@@ -441,9 +441,11 @@ _SILLY: list[tuple[str, Document, str]] = [
     # not built yet
     ("stored_on_an_account", changed("target", {"run_path": "team/project/runs/0abc"}), "target.run_path"),
     ("stored_nowhere", changed("target", {"run_path": "no/such/place/at/all"}), "target.run_path"),
-    ("two_devices", changed("runtime", {"dp": 2}), "runtime.dp"),
-    ("mesh", changed("runtime", {"mesh": {"data": 1}}), "runtime.mesh"),
-    ("fsdp", changed("runtime", {"placement": "fsdp"}), "runtime.placement"),
+    ("mesh_without_devices", changed("runtime", {"mesh": {"data": 0}}), "runtime.mesh.data"),
+    ("mesh_open_twice", changed("runtime", {"mesh": {"fsdp": -1}}), "runtime.mesh.fsdp"),
+    ("mesh_and_dp", changed("runtime", {"mesh": {"data": 1}, "dp": 1}), "runtime.dp"),
+    ("mesh_batch", changed("runtime", {"mesh": {"data": 7}}), "runtime.mesh"),
+    ("mesh_splits_nothing", changed("runtime", {"mesh": {"data": -1}, "placement": "fsdp"}), "runtime.mesh"),
     (
         "resumed",
         changed("resume_provenance", {"parent_run_dir": "runs/a", "parent_step": -3}),

@@ -56,12 +56,7 @@ def check_run(config: RunConfig) -> None:
         _check_starts(config, key, term)
     _check_patterns(config)
     _check_sequence_fits(config)
-    if config.runtime.dp is not None and config.pd.batch_size % config.runtime.dp:
-        raise refusal(
-            "runtime.dp",
-            f"must divide pd.batch_size {config.pd.batch_size}, got {config.runtime.dp}",
-            "write for example dp: null",
-        )
+    _check_mesh(config)
     if config.eval is not None:
         _check_distinct_keys(config.eval.metrics, _METRICS)
         for i, metric in enumerate(config.eval.metrics):
@@ -70,6 +65,27 @@ def check_run(config: RunConfig) -> None:
         check_sites(config, config.target.site_shapes)
     else:
         _check_without_sites(config)
+
+
+def _check_mesh(config: RunConfig) -> None:
+    """What can be said of a mesh before it is known how many devices there are."""
+    runtime, batch = config.runtime, config.pd.batch_size
+    if runtime.dp is not None and batch % runtime.dp:
+        raise refusal(
+            "runtime.dp", f"must divide pd.batch_size {batch}, got {runtime.dp}", "write for example dp: null"
+        )
+    if runtime.mesh is None:
+        return
+    if runtime.dp is not None:
+        raise refusal("runtime.dp", "says the same as runtime.mesh", "write dp: null")
+    sizes = runtime.mesh.sizes
+    known = max(1, sizes["data"]) * max(1, sizes["fsdp"])
+    if batch % known:
+        said = f"splits pd.batch_size {batch} into {known} parts, which does not divide it"
+        raise refusal("runtime.mesh", said, "write data and fsdp whose product divides it")
+    if runtime.placement != "ddp" and sizes["fsdp"] == 1 and set(sizes.values()) != {1}:
+        said = f"has one device along fsdp, over which placement {runtime.placement} splits parameters"
+        raise refusal("runtime.mesh", said, "write fsdp: -1 and data: 1, or placement: ddp")
 
 
 def check_sites(config: RunConfig, shapes: SiteShapes) -> None:

@@ -116,6 +116,22 @@ class Mesh(Block):
     model: MeshSize = 1
     """Along matrices."""
 
+    @model_validator(mode="after")
+    def _sizes_can_be_told(self) -> Self:
+        sizes = self.sizes
+        for axis, size in sizes.items():
+            if size == 0:
+                raise problem(axis, "is an axis without devices", "write 1 for an axis that is not used")
+        left = [axis for axis, size in sizes.items() if size == -1]
+        if len(left) > 1:
+            raise problem(left[1], f"takes what is left, and so does {left[0]}", "write -1 once")
+        return self
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of each axis, as written."""
+        return {"data": self.data, "fsdp": self.fsdp, "model": self.model}
+
 
 class Runtime(Block):
     """Where and how the run is computed; changes no result beyond rounding."""

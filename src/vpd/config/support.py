@@ -30,8 +30,6 @@ class Gap:
 
 
 GAPS: tuple[Gap, ...] = (
-    Gap("runtime.mesh", "a device mesh", "write mesh: null"),
-    Gap("runtime.placement", "sharding parameters", "write placement: ddp", ("zero", "fsdp")),
     Gap(
         "target.activation_checkpointing",
         "rematerialising the target alone",
@@ -52,9 +50,6 @@ def check_supported(config: RunConfig) -> None:
         for key, value in _values_at(gap.key, document):
             if gap.refuses(value):
                 raise refusal(key, f"{gap.what}{_shown(value)} is not built in this version", gap.instead)
-    if config.runtime.dp is not None and config.runtime.dp > 1:
-        said = f"data parallelism over {config.runtime.dp} devices is not built in this version"
-        raise refusal("runtime.dp", said, "write dp: null")
 
 
 def _shown(value: object) -> str:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Int32, Shaped
 
+from vpd.placement import along_batch
 from vpd.randomness import Seed
 
 Draw = Callable[[Seed, Int[Array, ""]], Shaped[Array, "..."]]
@@ -51,9 +52,9 @@ Batches = Draw | HostBatches
 def in_program(batches: Batches, given: Given, first: Int[Array, ""]) -> Draw:
     """The batch of (seed, step) inside a program that was given the batches from step ``first`` on."""
     if not isinstance(batches, HostBatches):
-        return batches
+        return lambda seed, step: along_batch(batches(seed, step))
     assert given is not None, "batches that are read on the host must be given to the program"
-    return lambda seed, step: given[step - first]
+    return lambda seed, step: along_batch(given[step - first])
 
 
 def given_from(batches: Batches, first: int, n: int) -> Given:

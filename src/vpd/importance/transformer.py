@@ -25,6 +25,7 @@ from vpd.importance.mlp import (
     site_mlp,
     split_sites,
 )
+from vpd.placement import along_batch
 from vpd.rotary import rotate
 
 RMS_EPS = 2.0**-23
@@ -82,14 +83,14 @@ class Transformer(eqx.Module):
         """``embed``, then in each block ``h += o(attention(rms(h)))`` and ``h += mlp(rms(h))``, then ``head``."""
 
         def block(h: Float[Array, "B T d"], parameters: Block) -> tuple[Float[Array, "B T d"], None]:
-            h = h + self._attention(parameters, rms_norm(h))
-            return h + site_mlp(parameters.mlp, rms_norm(h)), None
+            h = along_batch(h + self._attention(parameters, rms_norm(h)))
+            return along_batch(h + site_mlp(parameters.mlp, rms_norm(h))), None
 
         n_blocks = self.blocks.q.shape[0]
         # So few blocks are written out, which spares their stacks of what the backward pass needs.
         unroll = n_blocks if n_blocks <= UNROLLED else 1
-        h, _ = jax.lax.scan(block, affine(self.embed, x), self.blocks, unroll=unroll)
-        return affine(self.head, h)
+        h, _ = jax.lax.scan(block, along_batch(affine(self.embed, x)), self.blocks, unroll=unroll)
+        return along_batch(affine(self.head, h))
 
     def _attention(self, block: Block, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
         B, T, d = x.shape

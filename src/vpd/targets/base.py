@@ -20,6 +20,7 @@ from vpd.decomposition import (
     site_frozen,
 )
 from vpd.decomposition.site import with_bias
+from vpd.placement import along_batch
 from vpd.targets.divergence import made_once
 from vpd.targets.layers import Layers, Resume, Run
 
@@ -234,7 +235,7 @@ class Pass:
                 continue
             for i, part in enumerate(parts[begin:], start=begin):
                 before, known = h, len(self.inputs)
-                h = part(seam, h, layer)
+                h = along_batch(part(seam, h, layer))
                 self._note_start(known, Resume(before, layers.prefix, run.first, i))
         return h
 
@@ -305,7 +306,7 @@ def _in_turn(parts: Sequence[Part], seam: Seam, given: tuple[Shaped[Array, "..."
     """The stream after every part of a layer."""
     h, layer = given
     for part in parts:
-        h = part(seam, h, layer)
+        h = along_batch(part(seam, h, layer))
     return h
 
 
