@@ -18,6 +18,7 @@ from vpd.evaluation.language import language_verdict
 from vpd.evaluation.maskings import MASKINGS, masked_losses
 from vpd.evaluation.samples import NEW_TOKENS, PROMPTS, SHOWN, TARGET, Tokens
 from vpd.evaluation.suite import ALIVE_RATE, Suite
+from vpd.evaluation.weights import WeightSquares
 from vpd.objective import Scene
 from vpd.randomness import stream
 from vpd.targets import LanguageModel, clean_forward, frozen_weights
@@ -154,8 +155,9 @@ def test_rarely_firing_is_not_firing() -> None:
     active[name][:, :2], active[name][:, 2] = 2.0, 3.0
     sums = replace(found.sums, active=active, positions=np.asarray(2e6, np.float32))
     key = f"ComponentActivationDensity/{name}/firing"
-    assert suite._scalars(sums, 0.0, 0)[key] == 1
-    assert suite._scalars(replace(sums, positions=np.asarray(5e5, np.float32)), 0.0, 0)[key] == 3
+    squares = WeightSquares(found.sums.ci, found.sums.ci)
+    assert suite._scalars(sums, squares, {})[key] == 1
+    assert suite._scalars(replace(sums, positions=np.asarray(5e5, np.float32)), squares, {})[key] == 3
 
 
 def test_the_same_evaluation_twice_and_another_one() -> None:

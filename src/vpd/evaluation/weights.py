@@ -58,6 +58,14 @@ def relative_deltas(sites: Sequence[Site], squares: WeightSquares) -> dict[str, 
     return {s: float(np.sqrt(delta[s] / weight[s] if weight[s] > 0 else delta[s])) for s in delta}
 
 
+def relative_delta(squares: WeightSquares) -> float:
+    """``‖W − V U‖ / ‖W‖`` of all matrices together."""
+    weight, delta = (
+        sum(float(np.sum(np.asarray(x, np.float64))) for x in of.values()) for of in (squares.weight, squares.delta)
+    )
+    return float(np.sqrt(delta / weight)) if weight > 0 else float(np.sqrt(delta))
+
+
 def per_site_metrics(key: str, sites: Sequence[Site], squares: WeightSquares) -> dict[str, float]:
     """FaithfulnessPerSite: ``<key>/<site>`` is the mean squared entry of Δ, ``…/relative`` is ‖Δ‖ / ‖W‖."""
     delta, relative = unstacked(squares.delta, sites), relative_deltas(sites, squares)
@@ -69,18 +77,17 @@ def per_site_metrics(key: str, sites: Sequence[Site], squares: WeightSquares) ->
 
 
 def singular_values(sites: Sequence[Site], weights: BySite, components: ComponentSet) -> dict[str, BySite]:
-    """Singular values of W and of V U of each site, the largest first, ``{weight, subcomponents: {site: [*stack, k]}}``."""
-    found: dict[str, dict[str, Array]] = {"weight": {}, "subcomponents": {}}
+    """Singular values of W and of V U of each site, the largest first, ``{weight, subcomponents}: {site: ·}``."""
+    arrays = {s: jnp.asarray(w, jnp.float32) for s, w in weights.items()}
+    weight: dict[str, Array] = {}
+    product: dict[str, Array] = {}
     for site in sites:
         pieces = components[site.name]
-        W = site_weight(site, {s: jnp.asarray(w) for s, w in weights.items()})
-        found["weight"][site.name] = jnp.linalg.svd(W.astype(jnp.float32), compute_uv=False)
-        found["subcomponents"][site.name] = jnp.linalg.svd(pieces.V @ pieces.U, compute_uv=False)
-    # An inserted identity of a stack has one weight for all its matrices.
-    for site in sites:
-        W = found["weight"][site.name]
-        found["weight"][site.name] = jnp.broadcast_to(W, (*site.stack, W.shape[-1]))
-    return {of: dict(by_site) for of, by_site in found.items()}
+        own = jnp.linalg.svd(site_weight(site, arrays), compute_uv=False)
+        # An inserted identity of a stack has one weight for all its matrices.
+        weight[site.name] = jnp.broadcast_to(own, (*site.stack, own.shape[-1]))
+        product[site.name] = jnp.linalg.svd(pieces.V @ pieces.U, compute_uv=False)
+    return {"weight": weight, "subcomponents": product}
 
 
 def effective_rank(values: Float[np.ndarray, " k"]) -> float:
