@@ -182,13 +182,15 @@ def numbers(**ce: float) -> dict[str, float]:
     [
         ({"unmasked": 3.019, "stoch_masked": 3.1, "ci_masked": 3.2}, (None, True, True, True, None)),
         ({"unmasked": 3.021, "stoch_masked": 5.1, "ci_masked": 6.2}, (None, False, False, False, None)),
+        # Better by a digit that means nothing.
+        ({"unmasked": 3.019, "stoch_masked": 4.99, "ci_masked": 5.9999}, (None, True, False, False, None)),
     ],
 )
 def test_verdict(ce: dict[str, float], oks: tuple[bool | None, ...]) -> None:
     found = numbers(target=3.0, rounded_masked=4.0, stoch_shuffled=5.0, ci_shuffled=6.0, **ce)
     rows = language_verdict(found, [CEandKLLosses(type="CEandKLLosses", name="CE", rounding_threshold=0.0)])
     assert tuple(row["ok"] for row in rows) == oks
-    assert rows[1]["expected"] == "≤ 3.020" and "5.000" in str(rows[2]["expected"])
+    assert rows[1]["expected"] == "≤ 3.020" and "≤ 4.800" in str(rows[2]["expected"])
 
 
 def test_verdict_sums_matrices_and_not_groups() -> None:

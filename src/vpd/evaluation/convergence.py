@@ -10,7 +10,7 @@ from vpd.objective.schedule import Schedule
 
 # The last part of the learning, measured by summed learning rates: with a rate that falls to 0 the last steps move
 # nothing, so that a slope over steps would call every such run settled.
-LAST_PART = 0.25
+LAST_PART = 0.1
 FEWEST = 4
 # Standard errors by which a slope must differ from none.
 ERRORS = 2.0
@@ -50,7 +50,7 @@ def progress(steps: Sequence[int], rate: Schedule, total: int) -> Float[np.ndarr
 
 
 def trend(steps: Sequence[int], values: Sequence[float], rate: Schedule, total: int) -> Trend | None:
-    """The trend over the last quarter of the learning, of at least four points; None where there are fewer.
+    """The trend over the last tenth of the learning, of at least four points; None where there are fewer.
 
     Args:
         steps: of the points, rising.

@@ -19,7 +19,7 @@ class Bars:
         means_something: of what zero masks lose, the part that unmasked subcomponents must save to judge importances.
         dense: part of a run's subcomponents that may be important at a mean position.
         two_signed: part of the alive subcomponents that may be two-signed, where no mechanisms are known.
-        l0_falls: change of L0 over the last quarter of the learning.
+        l0_falls: change of L0 over the last tenth of the learning.
         recon_falls: the same of the reconstruction losses trained on.
         unfaithful: ``‖W − V U‖ / ‖W‖`` of a matrix.
         exploding: the same, of a matrix that is left over more than itself ...
@@ -33,8 +33,8 @@ class Bars:
     means_something: float = 0.1
     dense: float = 0.3
     two_signed: float = 0.5
-    l0_falls: float = -0.15
-    recon_falls: float = -0.25
+    l0_falls: float = -0.08
+    recon_falls: float = -0.15
     unfaithful: float = 0.1
     exploding: float = 1.0
     growth: float = 3.0
@@ -100,9 +100,9 @@ def diagnose(health: Health, course: Course) -> list[Diagnosis]:
     """
     weights = _first(_exploding, _unfaithful, health=health, course=course)
     importances = _first(_collapsed, _dense, health=health, course=course)
-    rest = [_dead_adversary, _under_trained]
-    rest += [] if importances or weights else [_two_signed, _no_room]
-    return [*weights, *importances, *(found for check in rest if (found := check(health, course)) is not None)]
+    shapes = [] if weights or importances else _first(_no_room, _two_signed, health=health, course=course)
+    rest = (check(health, course) for check in (_dead_adversary, _under_trained))
+    return [*weights, *importances, *shapes, *(found for found in rest if found is not None)]
 
 
 Check = Callable[[Health, Course], Diagnosis | None]
