@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from vpd.config import losses as named
 from vpd.config.run import RunConfig
@@ -36,6 +37,9 @@ def diagnose_run(
             return None
         health, step = health_from(_vital(having[-1])), _step(having[-1])
         past = [record for record in past if _step(record) <= step]
+    if not health.adversaries:  # they are training state, which an opened run does not have
+        same = (health_from(_vital(r)) for r in past if _step(r) == step and "recon" in _vital(r))
+        health = replace(health, adversaries=next((recorded.adversaries for recorded in same), {}))
     return diagnose(health, course_of(config, past, step if step is not None else _step(past[-1])))
 
 

@@ -96,13 +96,15 @@ class Course:
 def diagnose(health: Health, course: Course) -> list[Diagnosis]:
     """Every failure that the numbers show, the gravest first; none of a healthy run.
 
-    Importances that are all 0 or all 1 say nothing of signs or of room, so that these are not judged then.
+    Importances that are all 0 or all 1 say nothing of signs or of room, and where hardly anything is ablated there is
+    nothing to attack: these are not judged then.
     """
     weights = _first(_exploding, _unfaithful, health=health, course=course)
     importances = _first(_collapsed, _dense, health=health, course=course)
     shapes = [] if weights or importances else _first(_no_room, _two_signed, health=health, course=course)
-    rest = (check(health, course) for check in (_dead_adversary, _under_trained))
-    return [*weights, *importances, *shapes, *(found for found in rest if found is not None)]
+    attacked = not any(diagnosis.name == "too dense" for diagnosis in importances)
+    adversary = _first(_dead_adversary, health=health, course=course) if attacked else []
+    return [*weights, *importances, *shapes, *adversary, *_first(_under_trained, health=health, course=course)]
 
 
 Check = Callable[[Health, Course], Diagnosis | None]
