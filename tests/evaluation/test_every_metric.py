@@ -5,13 +5,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args  # a run file is nested blocks of anything
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
 from targets.language_models import VOCAB, simple_mlp
 
-from vpd import ConfigError, trace
+from vpd import ConfigError
 from vpd.config import read_run_file
 from vpd.config.losses import Loss
 from vpd.config.metrics import OwnMetric
@@ -26,26 +25,13 @@ sys.path.append(str(Path(__file__).parents[1] / "config"))  # the tables of the 
 
 from test_vocabulary import LOSSES, METRICS
 
-B, T = 4, 6
+B, T = 4, 8
 TYPES = [kind.__name__ for union in (OwnMetric, Loss) for kind in get_args(union)]
 PERSISTENT = [name for name in LOSSES if "optimizer" in LOSSES[name]]
 # What a figure shows alone.
 DRAWN = {"CIHistograms": "ci_histogram", "PermutedCIPlots": "permuted_ci_plot", "UVPlots": "uv_plot"}
 PRETRAIN = {"steps": 1, "batch_size": 4, "lr": 1e-3}
 SCOPE = {"PGDReconLoss", "PGDReconLayerwiseLoss", "PGDReconSubsetLoss", "PGDReconProbe"}
-
-
-class Small(eqx.Module):
-    """A network of no known kind."""
-
-    up: jax.Array
-    down: jax.Array
-
-
-def traced():
-    model = Small(jnp.sin(jnp.arange(20.0)).reshape(5, 4), jnp.cos(jnp.arange(20.0)).reshape(4, 5))
-    forward = lambda model, x: jax.nn.relu(x @ model.up) @ model.down  # noqa: E731
-    return trace(forward, model, jnp.zeros((B, 5)), sites={"up": 6, "down": 6})
 
 
 class Kind(NamedTuple):
