@@ -14,7 +14,7 @@ def diagnoses_of(content: Document, tmp_path: Path, vpd: Vpd) -> tuple[list[str]
     """Names of what `vpd evaluate` and the report find of a run, and what training said at its end."""
     file = tmp_path / "run.yaml"
     file.write_text(write_document(content))
-    trained = vpd("train", file, "--out-dir", tmp_path / "runs", "--quiet")
+    trained = vpd("train", file, "--out-dir", tmp_path / "runs", "--run-id", "run", "--quiet")
     assert trained.code == 0, trained.err
     run = tmp_path / "runs" / "run"
     found = json.loads(vpd("evaluate", run, "--json").out)["diagnoses"]
