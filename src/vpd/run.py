@@ -374,10 +374,11 @@ class _Recorder:
         if self._suite is None or config is None:
             return
         step = int(state.training.step)
-        found = self._suite.evaluate(state.decomposition, state.training.adversaries, step)
+        slow = self._is_slow(config, step)
+        found = self._suite.evaluate(state.decomposition, state.training.adversaries, step, slow)
         self.last = found
         figures = None
-        if self._is_slow(config, step):
+        if slow:
             figures = write_figures(
                 self._directory.path,
                 config.metrics,
@@ -387,7 +388,9 @@ class _Recorder:
                 state.decomposition,
                 self._samples(state),
             )
-        self._sink.evaluation(EvalRecord(step, found.metrics, found.verdict, figures, self._seconds()))
+        signs = found.vital_signs
+        record = EvalRecord(step, found.metrics, found.verdict, figures, self._seconds(), found.intervals, signs)
+        self._sink.evaluation(record)
 
     def _samples(self, state: TrainState) -> Mapping[str, object] | None:
         """Text under each masking; token ids alone where the tokenizer is not at hand."""

@@ -42,11 +42,14 @@ LOSSES: dict[str, Document] = {
 }  # fmt: skip
 METRICS: dict[str, Document] = {
     "CEandKLLosses": {"rounding_threshold": 0.0},
-    "CI_L0": {"groups": None},
+    "CI_L0": {"groups": None, "also_at": [0.1, 0.5]},
     "CIHistograms": {"n_batches_accum": 5},
     "ComponentActivationDensity": {"ci_alive_threshold": 0.1},
     "CIMeanPerComponent": {},
     "CIHiddenActsReconLoss": {},
+    "PGDReconProbe": {"budgets": [0, 20], "step_size": 0.1, "restarts": 3, "mask_scope": "c"},
+    "FaithfulnessPerSite": {},
+    "EffectiveRank": {},
     "CIMaskedAttnPatternsReconLoss": {"n_heads": 4, "c_attn_path": "h.*.attn.c_attn"},
     "StochasticAttnPatternsReconLoss": {"n_heads": 4, "q_proj_path": "h.*.q_proj", "k_proj_path": "h.*.k_proj"},
     "IdentityCIError": {"identity_ci": None, "dense_ci": [{"layer_pattern": "linear1", "k": 2}]},

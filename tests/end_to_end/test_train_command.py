@@ -153,7 +153,9 @@ def test_evaluate_prints_one_object_and_the_same_twice(finished: Path, vpd: Vpd)
     assert {"metrics", "verdict", "diagnoses"} <= set(found)
     assert isinstance(found["verdict"]["solved"], bool) and found["verdict"]["rows"]
     wrong = [row for row in found["verdict"]["rows"] if row["ok"] is False]
-    assert len(found["diagnoses"]) == len(wrong) and found["verdict"]["solved"] is not bool(wrong)
+    assert found["verdict"]["solved"] is not bool(wrong)
+    assert all({"name", "sentence", "evidence", "knob"} == set(one) for one in found["diagnoses"])
+    assert {"recon", "sites", "adversaries", "l0", "delta"} == set(found["health"])
     assert found["step"] == 60
     assert tree(finished) == before
 

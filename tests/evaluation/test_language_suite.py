@@ -18,6 +18,7 @@ from vpd.evaluation.language import language_verdict
 from vpd.evaluation.maskings import MASKINGS, masked_losses
 from vpd.evaluation.samples import NEW_TOKENS, PROMPTS, SHOWN, TARGET, Tokens
 from vpd.evaluation.suite import ALIVE_RATE, Suite
+from vpd.evaluation.weights import WeightSquares
 from vpd.objective import Scene
 from vpd.randomness import stream
 from vpd.targets import LanguageModel, clean_forward, frozen_weights
@@ -154,8 +155,9 @@ def test_rarely_firing_is_not_firing() -> None:
     active[name][:, :2], active[name][:, 2] = 2.0, 3.0
     sums = replace(found.sums, active=active, positions=np.asarray(2e6, np.float32))
     key = f"ComponentActivationDensity/{name}/firing"
-    assert suite._scalars(sums, 0.0, 0)[key] == 1
-    assert suite._scalars(replace(sums, positions=np.asarray(5e5, np.float32)), 0.0, 0)[key] == 3
+    squares = WeightSquares(found.sums.ci, found.sums.ci)
+    assert suite._scalars(sums, squares, {})[key] == 1
+    assert suite._scalars(replace(sums, positions=np.asarray(5e5, np.float32)), squares, {})[key] == 3
 
 
 def test_the_same_evaluation_twice_and_another_one() -> None:
@@ -180,13 +182,15 @@ def numbers(**ce: float) -> dict[str, float]:
     [
         ({"unmasked": 3.019, "stoch_masked": 3.1, "ci_masked": 3.2}, (None, True, True, True, None)),
         ({"unmasked": 3.021, "stoch_masked": 5.1, "ci_masked": 6.2}, (None, False, False, False, None)),
+        # Better by a digit that means nothing.
+        ({"unmasked": 3.019, "stoch_masked": 4.99, "ci_masked": 5.9999}, (None, True, False, False, None)),
     ],
 )
 def test_verdict(ce: dict[str, float], oks: tuple[bool | None, ...]) -> None:
     found = numbers(target=3.0, rounded_masked=4.0, stoch_shuffled=5.0, ci_shuffled=6.0, **ce)
     rows = language_verdict(found, [CEandKLLosses(type="CEandKLLosses", name="CE", rounding_threshold=0.0)])
     assert tuple(row["ok"] for row in rows) == oks
-    assert rows[1]["expected"] == "≤ 3.020" and "5.000" in str(rows[2]["expected"])
+    assert rows[1]["expected"] == "≤ 3.020" and "≤ 4.800" in str(rows[2]["expected"])
 
 
 def test_verdict_sums_matrices_and_not_groups() -> None:

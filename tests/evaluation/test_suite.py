@@ -11,14 +11,24 @@ from vpd.config import read_run_file
 from vpd.evaluation.drawing import write_figures
 from vpd.evaluation.suite import Suite
 from vpd.experiment import Experiment, build, first_state
+from vpd.objective.adversary import drawn_sources
+from vpd.randomness import stream
 from vpd.targets import init_tms
 from vpd.training.state import TrainState
 
 METRICS = [
-    {"type": "CI_L0", "ci_alive_threshold": 0.1, "groups": {"both": ["*"], "first": ["linear1"]}},
+    {
+        "type": "CI_L0",
+        "ci_alive_threshold": 0.1,
+        "also_at": [0.0, 0.6],
+        "groups": {"both": ["*"], "first": ["linear1"]},
+    },
     {"type": "IdentityCIError", "identity_ci": [{"layer_pattern": "linear*", "n_features": 4}]},
     {"type": "PGDReconLoss", "init": "random", "step_size": 0.1, "n_steps": 3, "mask_scope": "c"},
     {"type": "PGDReconLoss", "name": "strong", "init": "random", "step_size": 0.1, "n_steps": 30, "mask_scope": "c"},
+    {"type": "PGDReconProbe", "budgets": [0, 5], "step_size": 0.1, "restarts": 3, "mask_scope": "c"},
+    {"type": "FaithfulnessPerSite"},
+    {"type": "EffectiveRank"},
     {"type": "CIMaskedReconLoss"},
     {"type": "CIMaskedReconLoss", "name": "ridden", "hidden_acts_reconstruction": {"coeff": 3, "sites": ["*"]}},
     {"type": "CIMaskedReconLayerwiseLoss"},
@@ -105,15 +115,18 @@ class Numpy:
         u = a[..., None] * np.asarray(mlp.hidden[0].W)[:, 0, :] + np.asarray(mlp.hidden[0].b)
         return (u * ndtr(u) * np.asarray(mlp.out.W)[:, :, 0]).sum(-1) + np.asarray(mlp.out.b)[:, 0]
 
-    def masked(self, masks: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def masked(
+        self, masks: dict[str, np.ndarray], deltas: dict[str, np.ndarray] | None = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         outputs, h = {}, self.x
         for s in ("linear1", "linear2"):
-            h = ((h @ self.V[s]) * masks[s]) @ self.U[s] if s in masks else h @ self.W[s]
+            rest = 0 if deltas is None else deltas[s][:, None] * (h @ (self.W[s] - self.V[s] @ self.U[s]))
+            h = ((h @ self.V[s]) * masks[s]) @ self.U[s] + rest if s in masks else h @ self.W[s]
             h = outputs[s] = h + self.b if s == "linear2" else h
         return np.maximum(h, 0), outputs
 
-    def recon(self, masks: dict[str, np.ndarray]) -> float:
-        return float(np.mean((self.masked(masks)[0] - self.clean) ** 2))
+    def recon(self, masks: dict[str, np.ndarray], deltas: dict[str, np.ndarray] | None = None) -> float:
+        return float(np.mean((self.masked(masks, deltas)[0] - self.clean) ** 2))
 
 
 @pytest.mark.parametrize("step", [0, 60])
@@ -138,6 +151,19 @@ def test_scalars_against_numpy(step: int) -> None:
     want["loss/ImportanceMinimalityLoss"] = sum((v / N * (1 + 0.5 * np.log2(1 + v))).sum() for v in S.values())
     counts = {s: (ci > 0.1).sum() / N for s, ci in whole.lower.items()}
     want |= {f"CI_L0/{s}": c for s, c in counts.items()}
+    for threshold in (0.0, 0.6):
+        above = {s: (ci > threshold).sum() / N for s, ci in whole.lower.items()}
+        want |= {f"CI_L0@{threshold:g}/{s}": n for s, n in above.items()}
+        want[f"CI_L0@{threshold:g}/both"] = sum(above.values())
+    for s, W in whole.W.items():
+        delta = W - whole.V[s] @ whole.U[s]
+        want[f"FaithfulnessPerSite/{s}"] = (delta**2).mean()
+        want[f"FaithfulnessPerSite/{s}/relative"] = np.linalg.norm(delta) / np.linalg.norm(W)
+        for of, matrix in {"weight": W, "subcomponents": whole.V[s] @ whole.U[s]}.items():
+            tall = matrix if s == "linear1" else matrix.T
+            sigma = np.sqrt(np.linalg.eigvalsh(tall.T.astype(np.float64) @ tall))
+            sigma = sigma / sigma.sum()
+            want[f"EffectiveRank/{s}/{of}"] = np.prod(sigma**-sigma)
     want |= {"CI_L0/both": sum(counts.values()), "CI_L0/first": counts["linear1"]}
     _, outputs = whole.masked(whole.lower)
     clean = {"linear1": whole.inputs["linear2"], "linear2": whole.inputs["linear2"] @ whole.W1.T + whole.b}
@@ -148,6 +174,53 @@ def test_scalars_against_numpy(step: int) -> None:
     want |= {"loss/ridden/hidden_acts": want["loss/CIHiddenActsReconLoss"]}
     for name, value in want.items():
         assert got[name] == pytest.approx(float(value), rel=1e-5, abs=1e-7), name
+
+
+def test_restarts_of_a_probe_against_numpy() -> None:
+    """Without ascents: masks from the random sources themselves, the worst of a batch and their mean."""
+    experiment, state, suite = scene()
+    got = suite.evaluate(state.decomposition, state.training.adversaries, 0).metrics
+    worst, mean = [], []
+    for index, x in enumerate(batches(0)):
+        here, losses = Numpy(x), []
+        for restart in range(3):
+            key = jax.random.fold_in(stream(jnp.uint32(3), "eval/PGDReconProbe_0x0.1", jnp.int32(index)), restart)
+            key = jax.random.split(jax.random.fold_in(key, 0))[0]
+            shapes = {s: (1, 7) for s in here.W}
+            sources = drawn_sources(experiment.problem.sites, shapes, key, jax.random.uniform)
+            r = {s: np.asarray(u) for s, u in sources.items()}
+            masks = {s: ci + (1 - ci) * r[s][:, :-1] for s, ci in here.lower.items()}
+            losses.append(here.recon(masks, {s: u[:, -1] for s, u in r.items()}))
+        worst.append(max(losses))
+        mean.append(np.mean(losses))
+    assert got["loss/PGDReconProbe_0x0.1/worst"] == pytest.approx(np.mean(worst), rel=1e-5)
+    assert got["loss/PGDReconProbe_0x0.1/mean"] == pytest.approx(np.mean(mean), rel=1e-5)
+    assert got["loss/PGDReconProbe_5x0.1/mean"] > got["loss/PGDReconProbe_0x0.1/mean"]
+
+
+def test_vital_signs_against_numpy() -> None:
+    _, state, suite = scene()
+    found = suite.evaluate(state.decomposition, state.training.adversaries, 60)
+    x = batches(first=18)
+    whole = Numpy(x.reshape(-1, 4))
+    assert found.health is not None
+    zero, ones = ({s: np.full_like(ci, of) for s, ci in whole.lower.items()} for of in (0, 1))
+    want = {"ci": whole.recon(whole.lower), "zero": whole.recon(zero), "unmasked": whole.recon(ones)}
+    assert {name: found.health.recon[name] for name in want} == pytest.approx(want, rel=1e-5)
+    probe = Numpy(0.75 * np.eye(4, dtype=np.float32))
+    for site in found.health.sites:
+        ci = whole.lower[site.site]
+        delta = whole.W[site.site] - whole.V[site.site] @ whole.U[site.site]
+        assert site.l0 == pytest.approx((ci > 0.1).sum() / len(ci), rel=1e-5)
+        assert site.alive == (ci.mean(0) > 1e-6).sum() and site.C == 6 and site.mechanisms == 4
+        assert site.delta == pytest.approx(np.linalg.norm(delta) / np.linalg.norm(whole.W[site.site]), rel=1e-5)
+        own = probe.lower[site.site]
+        weighted = np.where(own > 0.1, own, 0) * (probe.inputs[site.site] @ probe.V[site.site])
+        positive, negative = np.maximum(weighted, 0).sum(0), np.maximum(-weighted, 0).sum(0)
+        assert site.two_signed == (np.minimum(positive, negative) > 0.2 * (positive + negative)).sum()
+    adversary = found.health.adversaries["PersistentPGDReconLoss"]
+    assert adversary.moved == 0 and adversary.loss == pytest.approx(adversary.random, rel=0.5)
+    assert found.l0 == pytest.approx(sum(site.l0 for site in found.health.sites), rel=1e-5)
 
 
 def test_counts_and_histogram_against_numpy() -> None:

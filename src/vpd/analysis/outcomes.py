@@ -13,7 +13,7 @@ from vpd.config.losses import FreshAdversary, PersistentAdversary
 from vpd.config.run import RunConfig
 from vpd.evaluation.agreement import pareto_front
 from vpd.evaluation.report import read_records
-from vpd.evaluation.suite import budget_key
+from vpd.evaluation.scalars import budget_key
 
 Values = Mapping[str, float]
 KINDS = ("adversarial probe", "persistent adversary", "stochastic masks")
@@ -105,7 +105,11 @@ def _recon_keys(config: RunConfig) -> Iterator[tuple[str, str]]:
     for entry in (*metrics, *config.pd.loss_metrics):
         if isinstance(entry, FreshAdversary):
             trained = entry in config.pd.loss_metrics
-            yield KINDS[0], f"loss/{entry.key if trained else budget_key(entry)}"
+            probe = budget_key(entry.key, entry.n_steps, entry.step_size)
+            yield KINDS[0], f"loss/{entry.key if trained else probe}"
+        elif isinstance(entry, named.PGDReconProbe):
+            hardest = max(entry.budgets)
+            yield KINDS[0], f"loss/{budget_key(entry.key, hardest, entry.step_size)}/worst"
         elif isinstance(entry, PersistentAdversary):
             yield KINDS[1], f"loss/{entry.key}"
         elif entry.type in STOCHASTIC:

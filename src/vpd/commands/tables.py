@@ -5,8 +5,10 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from vpd.evaluation.diagnosis import Diagnosis
 from vpd.evaluation.language_report import Matrix
 
 Row = Mapping[str, object]
@@ -32,6 +34,14 @@ def print_verdict(rows: Sequence[Row], title: str) -> None:
         expected = dict.fromkeys(str(at[measure, s]["expected"]) for s in sites if (measure, s) in at)
         table.add_row(measure, *cells, " / ".join(filter(None, expected)))
     results_console().print(table)
+
+
+def print_diagnoses(diagnoses: Sequence[Diagnosis]) -> None:
+    """What has failed, why that is said, and what to change; nothing where nothing has."""
+    console = results_console()
+    for diagnosis in diagnoses:
+        console.print(f"[bold red]{diagnosis.name}[/bold red]: {escape(diagnosis.sentence)}")
+        console.print(f"  {escape(diagnosis.knob)}")
 
 
 def print_sums(rows: Sequence[Matrix]) -> None:

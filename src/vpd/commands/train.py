@@ -6,9 +6,11 @@ from pathlib import Path
 import typer
 
 from vpd.commands.family import refuse_unfinished, train_family
-from vpd.commands.tables import print_verdict
-from vpd.config import RunConfig, RunFile
+from vpd.commands.tables import print_diagnoses, print_verdict
+from vpd.config import RunConfig, RunFile, read_run_file
 from vpd.errors import ConfigError
+from vpd.evaluation.course import diagnose_run
+from vpd.evaluation.report import read_records
 from vpd.face import read_with
 from vpd.progress import say
 from vpd.run import Outcome, refuse_another_run, run, run_id_of, run_path
@@ -107,6 +109,9 @@ def _print_result(outcome: Outcome) -> None:
     elif outcome.evaluation is not None and outcome.evaluation.verdict:
         evaluation = outcome.evaluation
         print_verdict(evaluation.verdict, f"{path.name}: {evaluation.headline} after {evaluation.step} steps")
+    if outcome.finished and outcome.directory.metrics.exists():
+        config = read_run_file(outcome.directory.config).config
+        print_diagnoses(diagnose_run(config, read_records(path).eval) or [])
     report = path / "report.html"
     if report.exists():
         typer.echo(f"report: {report}")

@@ -16,6 +16,7 @@ from vpd.config.metrics import (
     IdentityCIError,
     PermutedCIPlots,
     PermutedPlots,
+    PGDReconProbe,
     UVPlots,
 )
 from vpd.config.schedule import LRSchedule
@@ -200,7 +201,7 @@ def _check_scope(config: RunConfig, key: str, term: Loss | AnyMetric) -> None:
     if isinstance(term, PersistentAdversary):
         _refuse_missing_axis(config, f"{key}.scope.type", term.scope)
         _check_leading_size(config, f"{key}.scope", term.scope)
-    elif isinstance(term, FreshAdversary):
+    elif isinstance(term, FreshAdversary | PGDReconProbe):
         _refuse_missing_axis(config, f"{key}.mask_scope", term.mask_scope)
 
 

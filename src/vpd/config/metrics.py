@@ -6,7 +6,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from vpd.config.block import Block, problem
 from vpd.config.losses import Loss, Term
-from vpd.config.values import Count, Fraction, Glob, Identifier, Text, Words, is_block
+from vpd.config.sources import MaskScope
+from vpd.config.values import Count, CountOrZero, Fraction, Glob, Identifier, Positive, Text, Words, is_block
 
 Globs = Annotated[tuple[Glob, ...], Words("a list of site globs", ["linear1"])]
 NonEmptyGlobs = Annotated[tuple[Glob, ...], Field(min_length=1), Words("a non-empty list of site globs", ["*"])]
@@ -44,6 +45,18 @@ class CI_L0(Metric):
     """Named groups of site globs, each reported as one sum."""
     ci_alive_threshold: Fraction = 0.0
     """An importance above it counts."""
+    also_at: Annotated[
+        tuple[Fraction, ...] | None, Field(min_length=1), Words("a non-empty list of numbers from 0 to 1", [0.1, 0.5])
+    ] = None
+    """More thresholds, reported under `<key>@<threshold>` beside the first."""
+
+    @model_validator(mode="after")
+    def _each_threshold_once(self) -> Self:
+        every = (self.ci_alive_threshold, *(self.also_at or ()))
+        for threshold in every:
+            if every.count(threshold) > 1:
+                raise problem("also_at", f"{threshold:g} is a threshold of this metric twice", "write each one once")
+        return self
 
 
 class CIHistograms(Metric):
@@ -75,6 +88,47 @@ class CIHiddenActsReconLoss(Metric):
     """Squared error of every site's output with the importances as masks."""
 
     type: Literal["CIHiddenActsReconLoss"]
+    """Selects this metric."""
+
+
+class PGDReconProbe(Metric):
+    """What fresh adversaries of several budgets reach: per batch the worst of their restarts, and the mean."""
+
+    type: Literal["PGDReconProbe"]
+    """Selects this metric."""
+    budgets: Annotated[
+        tuple[CountOrZero, ...], Field(min_length=1), Words("a non-empty list of integers >= 0", [20, 100])
+    ]
+    """Numbers of ascents, each reported under `<key>_<ascents>x<step_size>`."""
+    step_size: Annotated[Positive, Field(examples=[0.1])]
+    """Size of each sign step; sources are clipped to [0, 1] after it."""
+    restarts: Count = 1
+    """Random starts of each budget."""
+    mask_scope: MaskScope
+    """Shape of the sources: c, sc, bc or bsc, or an older name."""
+
+    @model_validator(mode="after")
+    def _each_budget_once(self) -> Self:
+        for budget in self.budgets:
+            if self.budgets.count(budget) > 1:
+                raise problem("budgets", f"{budget} is there twice", "write each number of ascents once")
+        return self
+
+
+class FaithfulnessPerSite(Metric):
+    """What the subcomponents of each matrix leave over: mean squared entry of the weight delta, and ‖Δ‖ / ‖W‖."""
+
+    type: Literal["FaithfulnessPerSite"]
+    """Selects this metric."""
+
+
+class EffectiveRank(Metric):
+    """Exponential of the entropy of normalised singular values, of each matrix and of the sum of its subcomponents.
+
+    A slow metric: it takes the singular values of every decomposed matrix.
+    """
+
+    type: Literal["EffectiveRank"]
     """Selects this metric."""
 
 
@@ -197,6 +251,9 @@ OwnMetric = (
     | ComponentActivationDensity
     | CIMeanPerComponent
     | CIHiddenActsReconLoss
+    | PGDReconProbe
+    | FaithfulnessPerSite
+    | EffectiveRank
     | CIMaskedAttnPatternsReconLoss
     | StochasticAttnPatternsReconLoss
     | IdentityCIError

@@ -15,7 +15,8 @@ from vpd.data.feed import Batches, Given, in_program
 from vpd.decomposition import Site, unstacked
 from vpd.evaluation.attention_patterns import AttentionMetric, attention_divergence
 from vpd.evaluation.maskings import MaskedLosses, masked_losses
-from vpd.objective import AdversaryState, Minimality, ReconTerm, Scene, faithfulness_loss
+from vpd.evaluation.weights import WeightSquares, weight_squares
+from vpd.objective import AdversaryState, Minimality, ReconTerm, Scene
 from vpd.objective.recon import hidden_act_errors, recon_forwards, recon_parts, site_masks
 from vpd.randomness import Seed, stream
 from vpd.targets import Target, frozen_weights, masked_site_outputs, recorded_forward
@@ -43,6 +44,7 @@ class Pass:
         histogram_batches: batches that enter the histograms.
         language: CEandKLLosses by key, each with its rounding threshold.
         attention: attention-pattern divergences by key.
+        probes: fresh adversaries by key, each with its number of restarts.
     """
 
     recon: tuple[tuple[str, ReconTerm], ...] = ()
@@ -52,6 +54,7 @@ class Pass:
     histogram_batches: int = 0
     language: tuple[tuple[str, float], ...] = ()
     attention: tuple[tuple[str, AttentionMetric], ...] = ()
+    probes: tuple[tuple[str, ReconTerm, int], ...] = ()
 
 
 class Sums(eqx.Module):
@@ -69,6 +72,7 @@ class Sums(eqx.Module):
         histogram: ``{site: [bins]}`` of lower CI over [0, 1].
         language: masked losses by key, weighted by positions.
         attention: divergence of attention patterns by key and layer, likewise.
+        probes: ``{probe: {worst, mean}}`` over the restarts of a batch, likewise.
     """
 
     positions: Count
@@ -82,6 +86,7 @@ class Sums(eqx.Module):
     histogram: Mapping[str, Counts]
     language: Mapping[str, MaskedLosses] = eqx.field(default_factory=dict)
     attention: Mapping[str, Mapping[str, Count]] = eqx.field(default_factory=dict)
+    probes: Mapping[str, Mapping[str, Count]] = eqx.field(default_factory=dict)
 
 
 def in_order(by_site: Mapping[str, Value], sites: Iterable[str]) -> dict[str, Value]:
@@ -100,6 +105,12 @@ def sums_in_order(sums: Sums, sites: Sequence[Site]) -> Sums:
         ci=unstacked(sums.ci, sites),
         histogram=unstacked(sums.histogram, sites),
     )
+
+
+def without_channels(sums: Sums) -> Sums:
+    """What is kept of every single batch: the sums that means are made of, none of them per subcomponent."""
+    active = {site: jnp.sum(jnp.asarray(x), axis=-1) for site, x in sums.active.items()}
+    return replace(sums, minimality={}, active=active, ci={}, histogram={})
 
 
 def batch_sums(
@@ -135,9 +146,7 @@ def batch_sums(
     scene = Scene(net, components, x, clean, problem.sites, leading, problem.use_delta)
     scene = replace(scene, clean_outputs=outputs, resume=resume if problem.reuse_prefix else None)
     ci = importances(problem, decomposition.ci_fn, decomposition.components, inputs, index, seed)
-    positions = 1
-    for size in leading:
-        positions *= size
+    positions = math.prod(leading)
 
     recon: dict[str, Array] = {}
     riders: dict[str, Array] = {}
@@ -182,7 +191,25 @@ def batch_sums(
         histogram={s: _histograms(z, in_histogram) for s, z in lower.items()} if what.histogram_batches else {},
         language=language,
         attention=attention,
+        probes={key: _probe(key, term, restarts, scene, ci.lower, index, seed) for key, term, restarts in what.probes},
     )
+
+
+def _probe(
+    key: str,
+    term: ReconTerm,
+    restarts: int,
+    scene: Scene,
+    lower: dict[str, Array],
+    index: Int[Array, ""],
+    seed: Seed,
+) -> dict[str, Array]:
+    """The worst restart of a fresh adversary on a batch, and their mean, times its positions."""
+    drawn = stream(seed, f"eval/{key}", index)
+    reached = jax.lax.map(
+        lambda i: recon_parts(term, scene, lower, jax.random.fold_in(drawn, i))[0], jnp.arange(restarts)
+    )
+    return {"worst": jnp.max(reached) * math.prod(scene.leading), "mean": jnp.mean(reached) * math.prod(scene.leading)}
 
 
 def _hidden(
@@ -232,8 +259,14 @@ def accumulate(
     n: Int[Array, ""],
     seed: Seed,
     given: Given = None,
-) -> tuple[Sums, Float[Array, ""]]:
-    """Sums over batches ``first … first + n − 1`` of the evaluation stream, and the faithfulness loss."""
+    rows: int = 1,
+) -> tuple[Sums, Sums, WeightSquares]:
+    """Sums over batches ``first … first + n − 1`` of the evaluation stream.
+
+    Returns:
+        The sums; those of each batch without subcomponents, along a first axis of ``rows``, at least n; and what is
+        known of the weights.
+    """
     draw = in_program(batches, given, first)
 
     def one(i: Int[Array, ""]) -> Sums:
@@ -251,10 +284,15 @@ def accumulate(
             seed,
         )
 
-    def body(i: Int[Array, ""], sums: Sums) -> Sums:
-        return jax.tree.map(jnp.add, sums, one(i))
+    def body(i: Int[Array, ""], carry: tuple[Sums, Sums]) -> tuple[Sums, Sums]:
+        sums, each = carry
+        new = one(i)
+        each = jax.tree.map(lambda all_, x: all_.at[i].set(x), each, without_channels(new))
+        return jax.tree.map(jnp.add, sums, new), each
 
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.zeros_like(n)))
-    sums = jax.lax.fori_loop(jnp.zeros_like(n), n, body, zero)
+    shapes = jax.eval_shape(one, jnp.zeros_like(n))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    each = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), jax.eval_shape(without_channels, shapes))
+    sums, each = jax.lax.fori_loop(jnp.zeros_like(n), n, body, (zero, each))
     weights = frozen_weights(target, draw(seed, first), problem.sites)
-    return sums, faithfulness_loss(problem.sites, weights, decomposition.components)
+    return sums, each, weight_squares(problem.sites, weights, decomposition.components)

@@ -14,10 +14,13 @@ from vpd.errors import RunError
 from vpd.evaluation.maskings import masks_of
 from vpd.objective import Scene
 from vpd.rotary import Scaling
-from vpd.targets import GPT2, LanguageModel, Llama, LlamaSimpleMLP
+from vpd.targets import GPT2, Induction, LanguageModel, Llama, LlamaSimpleMLP
 from vpd.targets.attention import attention_pattern
 from vpd.targets.base import Pass
 from vpd.targets.layers import layers_of
+
+# Of an induction transformer, whose attention takes the default.
+ROTARY_BASE = 10000.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,10 @@ class Heads:
     scaling: Scaling | None = None
 
 
-def heads_of(model: LanguageModel) -> Heads:
+AttentionModel = LanguageModel | Induction
+
+
+def heads_of(model: AttentionModel) -> Heads:
     """Heads and rotary frequencies of a model."""
     match model:
         case LlamaSimpleMLP():
@@ -56,9 +62,11 @@ def heads_of(model: LanguageModel) -> Heads:
             return Heads(model.n_heads, model.n_kv_heads, model.rope_base, model.scaling)
         case GPT2():
             return Heads(model.n_heads, model.n_heads, None)
+        case Induction():
+            return Heads(model.n_heads, model.n_heads, ROTARY_BASE)
 
 
-def check_attention(key: str, metric: AttentionMetric, model: LanguageModel) -> None:
+def check_attention(key: str, metric: AttentionMetric, model: AttentionModel) -> None:
     """Refuse globs that name no attention of the model, or another number of heads.
 
     Raises:
@@ -77,10 +85,18 @@ def check_attention(key: str, metric: AttentionMetric, model: LanguageModel) -> 
         raise RunError(f"{key}: {metric.queries!r} and {metric.keys!r} name projections of different layers")
 
 
-def _projections(model: LanguageModel, glob: str) -> dict[tuple[str, int, int], str]:
+def _projections(model: AttentionModel, glob: str) -> dict[tuple[str, int, int], str]:
     """Matrices that a glob names: of each run of layers (prefix, first, depth) the name of its stack or single site."""
     matrices = model.matrices()
     found: dict[tuple[str, int, int], str] = {}
+    if isinstance(model, Induction):  # its layers are no stack
+        numbers = range(len(model.layers))
+        return {
+            ("h", i, 1): name
+            for i in numbers
+            for name in matrices
+            if name.startswith(f"h.{i}.attn.") and fnmatchcase(name, glob)
+        }
     for layers in layers_of(model):
         for run in layers:
             own = f"{layers.prefix}.{run.first}."
@@ -105,7 +121,7 @@ def attention_divergence(
         key: for the drawn masks.
     """
     model = scene.target
-    assert isinstance(model, LanguageModel)
+    assert isinstance(model, AttentionModel)
     queries = _projections(model, metric.queries)
     keys = queries if metric.keys is None else _projections(model, metric.keys)
     names = frozenset((*queries.values(), *keys.values()))
@@ -135,7 +151,7 @@ def _outputs(scene: Scene, masks: Mapping[str, Mask], names: frozenset[str]) -> 
 
 
 def _patterns(
-    model: LanguageModel,
+    model: AttentionModel,
     metric: AttentionMetric,
     outputs: Mapping[str, Activation],
     pair: tuple[str, str],

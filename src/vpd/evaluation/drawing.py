@@ -16,10 +16,11 @@ from vpd.config.sites import matches
 from vpd.evaluation import figures, induction_figures, language_figures
 from vpd.evaluation.accumulate import HISTOGRAM_BINS, Pass, Sums
 from vpd.evaluation.ground_truth import live_subcomponents
+from vpd.evaluation.health import ALIVE_MEAN_CI
 from vpd.evaluation.identity import densest_columns, match_columns
 from vpd.evaluation.induction import CONTRAST
 from vpd.evaluation.induction_figures import induction_plot
-from vpd.evaluation.suite import ALIVE_MEAN_CI, Evaluation
+from vpd.evaluation.suite import Evaluation
 from vpd.targets import TMS, LanguageModel, Target
 from vpd.training.state import Decomposition
 

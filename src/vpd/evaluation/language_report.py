@@ -17,8 +17,8 @@ from vpd.config.run import RunConfig
 from vpd.errors import RunError
 from vpd.evaluation.l0 import group_sites
 from vpd.evaluation.maskings import DESCRIPTIONS, MASKINGS, WORDS
+from vpd.evaluation.scalars import budget_key
 from vpd.evaluation.site_places import layer_of
-from vpd.evaluation.suite import budget_key
 
 Metrics = Mapping[str, float | int]
 Series = dict[str, Float[np.ndarray, " _evals"]]
@@ -250,11 +250,20 @@ def _positions(listed: Sequence[AnyMetric], metrics: Metrics) -> int | None:
 
 def probe_rows(listed: Sequence[AnyMetric], metrics: Metrics) -> list[Probe]:
     """Fresh adversaries from the smallest budget to the largest; then what is reached without any ascent."""
-    probes = [
-        Probe(metric.key, metric.n_steps, metric.step_size, metrics[f"loss/{budget_key(metric)}"])
-        for metric in listed
-        if isinstance(metric, FreshAdversary) and f"loss/{budget_key(metric)}" in metrics
-    ]
+    probes: list[Probe] = []
+    for metric in listed:
+        match metric:
+            case FreshAdversary():
+                budgets, endings = [metric.n_steps], {"": ""}
+            case named.PGDReconProbe():
+                budgets, endings = list(metric.budgets), {"/worst": ", worst restart", "/mean": ", mean of restarts"}
+                endings = {"/worst": ""} if metric.restarts == 1 else endings
+            case _:
+                continue
+        for n in budgets:
+            key = f"loss/{budget_key(metric.key, n, metric.step_size)}"
+            found = {words: metrics[key + ending] for ending, words in endings.items() if key + ending in metrics}
+            probes += [Probe(metric.key + words, n, metric.step_size, value) for words, value in found.items()]
     probes.sort(key=lambda probe: probe.budget)
     keys = [m.key for m in listed if isinstance(m, named.CEandKLLosses)]
     beside = [

@@ -47,7 +47,7 @@ WORDS: Mapping[str, str] = {
     "stoch_shuffled": "stochastic, shuffled",
 }
 Importances = Mapping[str, Float[Array, "..."]]
-Scalar = Float[Array | np.ndarray, ""]
+Scalar = Float[Array | np.ndarray, "..."]
 
 
 class MaskedLosses(eqx.Module):
@@ -140,12 +140,17 @@ def masks_of(
     return {site.name: mask(site) for site in scene.sites}
 
 
-def as_metrics(key: str, losses: MaskedLosses) -> dict[str, float]:
-    """Flat scalars of means over batches: ``<key>/ce_<masking>``, the difference, what is unrecovered, and the KL."""
-    metrics = {f"{key}/ce_target": float(losses.clean)}
+def named_losses(key: str, losses: MaskedLosses) -> dict[str, Scalar]:
+    """``<key>/ce_<masking>``, its difference from the target's, what is unrecovered, and the KL; of any shape."""
+    found: dict[str, Scalar] = {f"{key}/ce_target": losses.clean}
     for name in losses.ce:
-        metrics[f"{key}/ce_{name}"] = float(losses.ce[name])
-        metrics[f"{key}/ce_difference_{name}"] = float(losses.ce[name]) - float(losses.clean)
-        metrics[f"{key}/ce_unrecovered_{name}"] = float(losses.unrecovered[name])
-        metrics[f"{key}/kl_{name}"] = float(losses.kl[name])
-    return metrics
+        found[f"{key}/ce_{name}"] = losses.ce[name]
+        found[f"{key}/ce_difference_{name}"] = losses.ce[name] - losses.clean
+        found[f"{key}/ce_unrecovered_{name}"] = losses.unrecovered[name]
+        found[f"{key}/kl_{name}"] = losses.kl[name]
+    return found
+
+
+def as_metrics(key: str, losses: MaskedLosses) -> dict[str, float]:
+    """Flat scalars of means over batches, under the names of :func:`named_losses`."""
+    return {name: float(value) for name, value in named_losses(key, losses).items()}

@@ -15,6 +15,7 @@ from vpd.errors import RunError
 from vpd.evaluation.page import Picture, picture, render_page
 
 if TYPE_CHECKING:
+    from vpd.evaluation.diagnosis import Diagnosis
     from vpd.evaluation.language_report import LanguageTables
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -112,6 +113,7 @@ class _Metric(NamedTuple):
     name: str
     value: float
     text: str
+    interval: str
     step: int
 
 
@@ -121,6 +123,7 @@ def _render(run_dir: Path, records: Records) -> str:
     verdict_step, verdict = _latest_verdict(records.eval)
     figures_step, figures = _figures(run_dir)
     language = _language(run_dir, run, records.eval)
+    diagnoses = _diagnoses(run_dir, records.eval)
     config = run_dir / "config.yaml"
     steps = [step for record in (*records.train, *records.eval) if isinstance(step := record["step"], int)]
     return render_page(
@@ -132,11 +135,13 @@ def _render(run_dir: Path, records: Records) -> str:
         verdict=verdict,
         verdict_step=verdict_step,
         pivot=_pivot(verdict),
+        diagnoses=diagnoses,
         language=language,
         shown=_shown,
         figures=figures,
         figures_step=figures_step,
-        metrics=_latest_metrics(records.eval),
+        metrics=(metrics := _latest_metrics(records.eval)),
+        intervals=any(metric.interval for metric in metrics),
         curves=_curves(records, figures, language),
         facts=_facts(run, records.train),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
@@ -155,6 +160,17 @@ def _language(run_dir: Path, run: Record, evals: Sequence[Record]) -> "LanguageT
     quantised = isinstance(source, dict) and source.get("quantised") is True
     metrics = [{name: _number(value) for name, value in _metrics(record).items()} for record in evals]
     return language_tables(read_run_file(config).config, metrics, run_dir, quantised)
+
+
+def _diagnoses(run_dir: Path, evals: Sequence[Record]) -> "list[Diagnosis] | None":
+    """What the newest vital signs show; None where none were taken, as in older runs."""
+    config = run_dir / "config.yaml"
+    if not config.is_file() or not any(isinstance(record.get("health"), dict) for record in evals):
+        return None
+    from vpd.config import read_run_file  # what a report does without is slow to import
+    from vpd.evaluation.course import diagnose_run
+
+    return diagnose_run(read_run_file(config).config, evals)
 
 
 def _shown(value: float | int | None) -> str:
@@ -220,8 +236,16 @@ def _latest_metrics(evals: Sequence[Record]) -> list[_Metric]:
     latest: dict[str, _Metric] = {}
     for record in evals:
         for name, value in _metrics(record).items():
-            latest[name] = _Metric(name, _number(value), _text(value), int(_number(record["step"])))
+            step = int(_number(record["step"]))
+            latest[name] = _Metric(name, _number(value), _text(value), _interval(record, name), step)
     return list(latest.values())
+
+
+def _interval(record: Record, name: str) -> str:
+    """What resampled batches give, or nothing of a metric that is no mean over them."""
+    intervals = record.get("intervals")
+    found = intervals.get(name) if isinstance(intervals, dict) else None
+    return f"{_text(found[0])} – {_text(found[1])}" if isinstance(found, list) and len(found) == 2 else ""
 
 
 def _figures(run_dir: Path) -> tuple[int | None, list[Picture]]:

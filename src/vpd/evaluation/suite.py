@@ -1,6 +1,7 @@
 """From the metrics of a run file to numbers, a verdict, and figures."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,33 +15,47 @@ from vpd.config.losses import FreshAdversary
 from vpd.config.losses import Term as Trainable
 from vpd.config.metrics import AnyMetric
 from vpd.config.run import RunConfig
+from vpd.config.sources import resolved_scope
 from vpd.data.feed import Batches, given_from
-from vpd.decomposition import members_in_order
+from vpd.decomposition import ComponentSet, members_in_order
 from vpd.evaluation.accumulate import Pass, Sums, accumulate, in_order, sums_in_order
 from vpd.evaluation.attention_patterns import AttentionMetric, check_attention
+from vpd.evaluation.health import ALIVE_MEAN_CI, IMPORTANT, Health, health_of, measure_health
 from vpd.evaluation.induction import Found, InductionProbe
-from vpd.evaluation.l0 import group_sites
+from vpd.evaluation.intervals import Mean, bootstrap
 from vpd.evaluation.language import language_verdict
-from vpd.evaluation.maskings import as_metrics
 from vpd.evaluation.samples import Writer
+from vpd.evaluation.scalars import batch_means, budget_key, total_l0
 from vpd.evaluation.toy import (
     FeatureToy,
     Metrics,
     VerdictRow,
     identity_metrics,
     match_to_truth,
+    mechanisms,
     probe_batch,
     truth_metrics,
     truth_verdict,
 )
+from vpd.evaluation.weights import (
+    BySite,
+    WeightSquares,
+    faithfulness_of,
+    per_site_metrics,
+    rank_metrics,
+    relative_delta,
+    relative_deltas,
+    singular_values,
+)
 from vpd.objective import AdversaryState, Faithfulness, Minimality, Persistent, ReconTerm
 from vpd.objective.build import recon_term, term_from
-from vpd.objective.total import HIDDEN, Term
-from vpd.targets import TMS, Induction, LanguageModel, ResidMLP, Target
+from vpd.objective.recon import FreshPGD
+from vpd.objective.total import Term
+from vpd.targets import TMS, Induction, LanguageModel, ResidMLP, Target, frozen_weights
+from vpd.targets.base import Batch
 from vpd.training.state import Decomposition
 from vpd.training.step import Problem, lower_importances
 
-ALIVE_MEAN_CI = 1e-6
 # A subcomponent fires where it does so more often than once in a million positions.
 ALIVE_RATE = 1e-6
 
@@ -56,6 +71,10 @@ class Evaluation:
         sums: raw sums of the pass, for figures.
         single_features: lower CI for each feature alone, ``{site: [n_features, C]}``; empty for other targets.
         induction: what an induction transformer still does; None for other targets.
+        intervals: 95 % bootstrap intervals over the batches, of the metrics that are means over them.
+        l0: subcomponents of all sites with a lower CI above 0.1, a position.
+        delta: ``‖W − V U‖ / ‖W‖`` of all sites together.
+        health: vital signs, where slow metrics were computed.
     """
 
     step: int
@@ -64,6 +83,15 @@ class Evaluation:
     sums: Sums
     single_features: dict[str, Float[np.ndarray, "n_features _C"]] = field(default_factory=dict)
     induction: Found | None = None
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    l0: float = math.nan
+    delta: float = math.nan
+    health: Health | None = None
+
+    @property
+    def vital_signs(self) -> dict[str, object]:
+        """What the record of an evaluation keeps for diagnoses."""
+        return {"l0": self.l0, "delta": self.delta} | (self.health.as_record() if self.health else {})
 
     @property
     def solved(self) -> bool | None:
@@ -99,11 +127,16 @@ class Suite:
         self._config, self._eval, self._problem, self._target = config, config.eval, problem, target
         sites = tuple(name for _, _, name in members_in_order(problem.sites))
         self._terms = {key: t for key, t in _terms(config, problem).items() if adversaries or not _persistent(t)}
-        self.what = _pass(self._terms, config.eval.metrics)
+        self.what = _pass(self._terms, config.eval.metrics, config.has_sequence)
         for key, metric in self.what.attention:
-            assert isinstance(target, LanguageModel)
+            assert isinstance(target, LanguageModel | Induction)
             check_attention(f"eval.metrics {key}", metric, target)
-        self._run = jax.jit(partial(accumulate, self.what, problem, batches))
+        self._run = jax.jit(partial(accumulate, self.what, problem, batches, rows=config.eval.n_steps))
+        toy = target if isinstance(target, TMS | ResidMLP) else None
+        self._known = mechanisms(toy, sites) if toy is not None else {}
+        probe = probe_batch(toy) if toy is not None else None
+        self._health = jax.jit(partial(measure_health, problem, batches, probe))
+        self._ranks = jax.jit(_singular_values(problem))
         self._sites = sites
         self._batches = batches
         self._probe = jax.jit(partial(lower_importances, problem))
@@ -118,7 +151,7 @@ class Suite:
         return Writer(self._problem, self._target, self._batches, thresholds[0], self._config.pd.seed)
 
     def evaluate(
-        self, decomposition: Decomposition, adversaries: Mapping[str, AdversaryState], step: int
+        self, decomposition: Decomposition, adversaries: Mapping[str, AdversaryState], step: int, slow: bool = True
     ) -> Evaluation:
         """One pass on the next batches of the evaluation stream.
 
@@ -126,16 +159,28 @@ class Suite:
             decomposition: parameters after ``step`` updates.
             adversaries: persistent sources by term; terms that have none here are left out.
             step: updates made.
+            slow: whether slow metrics are computed as well.
         """
         n = self._eval.n_steps
         first = -(-step // self._eval.every) * n
-        numbers = (jnp.asarray(v, jnp.int32) for v in (step, first, n))
+        numbers = [jnp.asarray(v, jnp.int32) for v in (step, first, n)]
         seed = jnp.asarray(self._config.pd.seed, jnp.uint32)
         given = given_from(self._batches, first, n)
         device = self._run(self._target, decomposition, dict(adversaries), *numbers, seed, given)
-        sums, faithfulness = jax.device_get(device)
-        sums = sums_in_order(sums, self._problem.sites)
-        found = Evaluation(step, self._scalars(sums, float(faithfulness), step), [], sums)
+        sums, each, squares = jax.device_get(device)
+        sums, sites = sums_in_order(sums, self._problem.sites), self._problem.sites
+        means = batch_means(self._eval.metrics, self._terms, self.what, sites, each, step)
+        found = Evaluation(step, self._scalars(sums, squares, means), [], sums)
+        found.intervals = bootstrap(means, self._config.pd.seed)
+        found.delta = relative_delta(squares)
+        found.l0 = total_l0(self.what, sites, each, IMPORTANT).value
+        if slow:
+            batch = self._batches(seed, jnp.asarray(first, jnp.int32)) if given is None else given[0]
+            found.metrics |= self._slow_scalars(decomposition, batch)
+            health = self._health(self._target, decomposition, dict(adversaries), *numbers[1:], seed, given)
+            deltas = relative_deltas(sites, squares)
+            signs, moved = jax.device_get(health)
+            found.health = health_of(self._problem, signs, moved, deltas, self._known, step)
         if isinstance(self._target, TMS | ResidMLP):
             self._judge(found, self._target, decomposition)
         if isinstance(self._target, LanguageModel):
@@ -157,29 +202,22 @@ class Suite:
         found.metrics |= errors | truth_metrics(truth)
         found.verdict += truth_verdict(target, truth, found.single_features)
 
-    def _scalars(self, sums: Sums, faithfulness: float, step: int) -> Metrics:
+    def _scalars(self, sums: Sums, squares: WeightSquares, means: Mapping[str, Mean]) -> Metrics:
+        """Scalars of the pass: means over its batches, then what is a function of all of them or of the weights."""
         N = float(sums.positions)
         metrics: Metrics = {}
         for key, term in self._terms.items():
             match term:
                 case Faithfulness():
-                    metrics[f"loss/{key}"] = faithfulness
+                    metrics[f"loss/{key}"] = faithfulness_of(self._problem.sites, squares)
                 case Minimality(penalty=penalty):
                     S = {site: jnp.asarray(S) for site, S in sums.minimality[key].items()}
                     metrics[f"loss/{key}"] = float(penalty.loss(S, jnp.asarray(N, jnp.float32))[0])
-                case ReconTerm(measure="hidden_acts"):
-                    errors, elements = sums.hidden_errors[key], sums.hidden_elements[key]
-                    metrics[f"loss/{key}"] = float(sum(errors.values()) / sum(elements.values()))
-                    metrics |= {f"{key}/{s}": float(errors[s] / elements[s]) for s in errors}
-                case ReconTerm(source=Persistent(first_step=first_step)) if step < first_step:
-                    pass  # its sources rest
-                case ReconTerm():
-                    metrics[f"loss/{key}"] = float(sums.recon[key]) / N
-                    metrics |= {f"loss/{key}/{HIDDEN}": float(sums.riders[key]) / N} if term.rider else {}
+                case _:
+                    pass
+        metrics |= {name: mean.value for name, mean in means.items()}
         for metric in self._eval.metrics:
             match metric:
-                case named.CI_L0():
-                    metrics |= self._l0(metric, sums, N)
                 case named.CIMeanPerComponent():
                     alive = {s: int(np.sum(sums.ci[s] / N > ALIVE_MEAN_CI)) for s in self._sites}
                     metrics |= {f"{metric.key}/{s}/alive": n for s, n in alive.items()}
@@ -188,23 +226,18 @@ class Suite:
                     firing = {s: int(np.sum(sums.active[s][i] / N > ALIVE_RATE)) for s in self._sites}
                     metrics |= {f"{metric.key}/{s}/firing": n for s, n in firing.items()}
                     metrics[f"{metric.key}/positions"] = int(N)
-                case named.CEandKLLosses():
-                    losses = jax.tree.map(lambda x: x / N, sums.language[metric.key])
-                    metrics |= as_metrics(metric.key, losses)
-                case named.AttnPatterns():
-                    layers = {layer: float(x) / N for layer, x in sums.attention[metric.key].items()}
-                    metrics |= {f"{metric.key}/{layer}": x for layer, x in layers.items()}
-                    metrics[metric.key] = sum(layers.values()) / max(1, len(layers))
+                case named.FaithfulnessPerSite():
+                    metrics |= per_site_metrics(metric.key, self._problem.sites, squares)
                 case _:
                     pass
         return metrics
 
-    def _l0(self, metric: named.CI_L0, sums: Sums, N: float) -> Metrics:
-        i = self.what.thresholds.index(metric.ci_alive_threshold)
-        counts = {site: float(np.sum(sums.active[site][i])) / N for site in self._sites}
-        groups = group_sites(self._sites, metric.groups or {})
-        l0 = counts | {group: sum(counts[s] for s in members) for group, members in groups.items()}
-        return {f"{metric.key}/{name}": value for name, value in l0.items()}
+    def _slow_scalars(self, decomposition: Decomposition, batch: Batch) -> Metrics:
+        """What is too dear for every pass."""
+        keys = [metric.key for metric in self._eval.metrics if isinstance(metric, named.EffectiveRank)]
+        values = self._ranks(self._target, decomposition.components, batch) if keys else {}
+        found = (rank_metrics(key, self._problem.sites, values) for key in keys)
+        return {name: value for metrics in found for name, value in metrics.items()}
 
 
 def _terms(config: RunConfig, problem: Problem) -> dict[str, Term]:
@@ -215,32 +248,47 @@ def _terms(config: RunConfig, problem: Problem) -> dict[str, Term]:
         if isinstance(metric, named.CIHiddenActsReconLoss):
             terms[metric.key] = recon_term(metric, config.pd, config.has_sequence, 1.0)
         elif isinstance(metric, FreshAdversary):
-            terms[budget_key(metric)] = term_from(metric, config.pd, config.has_sequence, 1.0)
+            terms[budget_key(metric.key, metric.n_steps, metric.step_size)] = term_from(
+                metric, config.pd, config.has_sequence, 1.0
+            )
         elif isinstance(metric, Trainable) and metric.key not in terms:
             terms[metric.key] = term_from(metric, config.pd, config.has_sequence, 1.0)
     return terms
 
 
-def budget_key(metric: FreshAdversary) -> str:
-    """A probe's key: its name or type, and the number and size of its ascents."""
-    return f"{metric.key}_{metric.n_steps}x{metric.step_size:g}"
-
-
-def _pass(terms: Mapping[str, Term], metrics: Sequence[AnyMetric]) -> Pass:
+def _pass(terms: Mapping[str, Term], metrics: Sequence[AnyMetric], has_sequence: bool) -> Pass:
     recon = [(key, term) for key, term in terms.items() if isinstance(term, ReconTerm)]
     thresholds = {
         m.ci_alive_threshold for m in metrics if isinstance(m, named.CI_L0 | named.ComponentActivationDensity)
     }
+    thresholds |= {also for m in metrics if isinstance(m, named.CI_L0) for also in m.also_at or ()}
     histograms = [m.n_batches_accum for m in metrics if isinstance(m, named.CIHistograms)]
     return Pass(
         recon=tuple((key, term) for key, term in recon if term.measure == "output"),
         hidden_acts=tuple((key, term) for key, term in recon if term.measure == "hidden_acts"),
         minimality=tuple((key, term) for key, term in terms.items() if isinstance(term, Minimality)),
-        thresholds=tuple(sorted(thresholds | {0.0})),
+        thresholds=tuple(sorted(thresholds | {0.0, IMPORTANT})),
         histogram_batches=max(histograms, default=0),
         language=tuple((m.key, m.rounding_threshold) for m in metrics if isinstance(m, named.CEandKLLosses)),
         attention=tuple((m.key, attention_metric(m)) for m in metrics if isinstance(m, named.AttnPatterns)),
+        probes=tuple(p for m in metrics if isinstance(m, named.PGDReconProbe) for p in _probes(m, has_sequence)),
     )
+
+
+def _probes(metric: named.PGDReconProbe, has_sequence: bool) -> Iterator[tuple[str, ReconTerm, int]]:
+    """A fresh adversary of each budget, with the number of its restarts."""
+    scope, n_sources = resolved_scope(metric.mask_scope, has_sequence)
+    for n_steps in metric.budgets:
+        key = budget_key(metric.key, n_steps, metric.step_size)
+        source = FreshPGD("random", metric.step_size, n_steps, scope, n_sources)
+        yield key, ReconTerm(key, 1.0, source), metric.restarts
+
+
+def _singular_values(problem: Problem) -> Callable[[Target, ComponentSet, Batch], dict[str, BySite]]:
+    def of(target: Target, components: ComponentSet, batch: Batch) -> dict[str, BySite]:
+        return singular_values(problem.sites, frozen_weights(target, batch, problem.sites), components)
+
+    return of
 
 
 def attention_metric(metric: named.AttnPatterns) -> AttentionMetric:

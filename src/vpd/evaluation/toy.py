@@ -186,6 +186,21 @@ def _dense_sites(target: FeatureToy, single: SingleFeatures) -> dict[str, int]:
             return {site: target.layers[0].mlp_in.shape[1] for site in sites if site in single}
 
 
+def mechanisms(target: FeatureToy, sites: Sequence[str]) -> dict[str, tuple[int, bool]]:
+    """Of the sites whose mechanisms are known: how many there are at least, and whether all are in use together.
+
+    Where several layers of a ResidMLP share the features out, no one knows how many are in one.
+    """
+    dense = _dense_sites(target, dict.fromkeys(sites, np.zeros(0)))
+    known = {site: (width, True) for site, width in dense.items()}
+    if isinstance(target, TMS):
+        known |= {site: (target.n_features, False) for site in ("linear1", "linear2") if site in sites}
+    else:
+        own = [site for site in sites if fnmatchcase(site, "layers.*.mlp_in")]
+        known |= {site: (target.n_features if len(target.layers) == 1 else 0, False) for site in own}
+    return known
+
+
 def verdict_row(measure: str, site: str, value: float | int, expected: str, ok: bool | None) -> VerdictRow:
     """One line of a verdict; ``ok`` is None where there is no bar."""
     return {

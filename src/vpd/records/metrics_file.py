@@ -17,8 +17,10 @@ class MetricsFile:
         self._directory.append_record(line)
 
     def evaluation(self, record: EvalRecord) -> None:
-        """One line, scalars under ``metrics``."""
+        """One line, scalars under ``metrics``; intervals and vital signs where there are some."""
         line = {"kind": "eval", "step": record.step, "metrics": record.metrics, "verdict": record.verdict}
+        line |= {"intervals": record.intervals} if record.intervals else {}
+        line |= {"health": record.health} if record.health else {}
         self._directory.append_record(line | {"time": record.seconds})
 
     def close(self, failed: bool) -> None:

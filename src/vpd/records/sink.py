@@ -1,7 +1,7 @@
 """What a sink of records is, and the two kinds of records."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -31,6 +31,8 @@ class EvalRecord:
         verdict: its rows; empty where nothing is known of the target.
         figures: folder with its drawings; None where none were drawn.
         seconds: since training began or was gone on with.
+        intervals: 95 % bootstrap intervals of the metrics that are means over batches.
+        health: vital signs, which diagnoses go by.
     """
 
     step: int
@@ -38,6 +40,8 @@ class EvalRecord:
     verdict: Sequence[object]
     figures: Path | None
     seconds: float
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    health: Mapping[str, object] = field(default_factory=dict)
 
 
 @runtime_checkable
