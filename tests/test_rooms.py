@@ -25,6 +25,7 @@ ROOMS = (
     "progress",
     "experiment",
     "records",
+    "nonfinite",
     "run",
     "pretrain",
     "analysis",

@@ -32,6 +32,7 @@ from vpd.experiment import (
     state_template,
 )
 from vpd.machine import common_facts, return_freed_memory, use_compile_cache
+from vpd.nonfinite import Compiled, leave_dump
 from vpd.objective.total import persistent_terms
 from vpd.progress import say, training_meter
 from vpd.records import EvalRecord, Sink, TrainRecord, open_records
@@ -244,27 +245,51 @@ def _train(
     notify: Callable[[str], None],
     signals: StopSignals,
 ) -> Outcome:
-    config, pd = experiment.config, experiment.config.pd
-    began, seconds_before = time.monotonic(), float(str(directory.read_facts().get("seconds", 0.0)))
+    clock = _Clock(directory)
     program = lower_program(experiment).compile()
     return_freed_memory()
     found = _last_good(checkpoints, experiment, directory)
     state = _beginning(experiment, directory) if found is None else found
     return_freed_memory()
-    start = int(state.training.step)
-    directory.keep_records(partial(_precedes, start))
     if found is not None:
-        directory.drop_figures_after(start)
-        notify(f"going on with {directory.path} from step {start}")
+        notify(f"going on with {directory.path} from step {int(state.training.step)}")
+    try:
+        return _steps(program, state, checkpoints, experiment, directory, quiet, signals, clock)
+    except NonFiniteError as error:
+        failed = error.with_traceback(None)  # its frames hold the state
+    _close(directory, "failed", clock.seconds())
+
+    def last_good() -> TrainState:
+        checkpoints.wait()
+        template = state_template(experiment)
+        found = checkpoints.newest(lambda step: checkpoints.load_state(step, template))
+        return _beginning(experiment, directory) if found is None else found.value
+
+    with signals.deferred() as stopped:
+        raise leave_dump(failed, experiment, directory, program, last_good, stopped, notify)
+
+
+def _steps(
+    program: Compiled,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    experiment: Experiment,
+    directory: RunDirectory,
+    quiet: bool,
+    signals: StopSignals,
+    clock: "_Clock",
+) -> Outcome:
+    """The steps that are left, and how the run ended."""
+    config, pd, start = experiment.config, experiment.config.pd, int(state.training.step)
+    directory.keep_records(partial(_precedes, start))
+    directory.drop_figures_after(start)
     directory.update_facts(status="running")
-    recorder = _Recorder(experiment, directory, _suite(experiment), open_records(config, directory, start))
-    seed = jnp.asarray(pd.seed, jnp.uint32)
-    batches = experiment.train_batch
+    seed, batches = jnp.asarray(pd.seed, jnp.uint32), experiment.train_batch
     with (
         training_meter(pd.steps, start, quiet) as meter,
         signals.deferred() as stopped,
         Reader(batches, start) as reader,
-        recorder,
+        _Recorder(experiment, directory, _suite(experiment), open_records(config, directory, start)) as recorder,
     ):
 
         def progress(step: int, logs: Mapping[str, float]) -> None:
@@ -283,18 +308,26 @@ def _train(
                 batches.per_dispatch if isinstance(batches, HostBatches) else config.runtime.steps_per_dispatch,
                 {name: spec.first_step for name, (_, spec) in persistent_terms(experiment.problem.terms).items()},
             )
-        except NonFiniteError:
-            _close(directory, "failed", seconds_before + time.monotonic() - began)
-            raise
-        except RunError:
-            with suppress(OSError):  # a disk that is full may refuse this too
+            if not finished:
+                checkpoints.save(state)
+            checkpoints.wait()
+        except (RunError, OSError):
+            with suppress(OSError, RunError):  # a disk that is full or gone refuses this too
                 directory.update_facts(status="failed")
             raise
-        if not finished:
-            checkpoints.save(state)
-        checkpoints.wait()
-        _close(directory, "finished" if finished else "stopped", seconds_before + time.monotonic() - began)
+        _close(directory, "finished" if finished else "stopped", clock.seconds())
     return Outcome(directory, finished, recorder.last)
+
+
+class _Clock:
+    """Seconds that a run has been trained for, over all its starts."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        before = directory.read_facts().get("seconds", 0.0)
+        self._before, self._began = float(str(before)), time.monotonic()
+
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
 
 
 def _close(directory: RunDirectory, status: str, seconds: float) -> None:

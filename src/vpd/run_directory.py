@@ -132,7 +132,7 @@ class RunDirectory:
 
     def sweep(self) -> None:
         """Remove drafts that a killed process left; only for the process that holds the run."""
-        for draft in (*self.path.glob(".*.*"), *(self.path / "figures").glob(".*")):
+        for draft in (*self.path.glob(".*.*"), *self.path.glob("nonfinite/.*"), *self.path.glob("figures/.*")):
             if draft.is_dir():
                 shutil.rmtree(draft)
             else:
