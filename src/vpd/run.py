@@ -17,6 +17,7 @@ from vpd.config.targets import LMTarget, TokenData
 from vpd.data.build import Sampler
 from vpd.data.feed import HostBatches, Reader
 from vpd.errors import NonFiniteError, RunError
+from vpd.evaluation.accumulate import Pass
 from vpd.evaluation.drawing import write_figures
 from vpd.evaluation.report import write_report
 from vpd.evaluation.suite import Evaluation, Suite
@@ -49,7 +50,7 @@ from vpd.targets.checkpoint import source_facts
 from vpd.targets.fingerprint import weights_fingerprint
 from vpd.targets.traced import TracedTarget
 from vpd.targets.weights import Toy, target_bytes
-from vpd.training.checkpoint import Checkpoints
+from vpd.training.checkpoint import Checkpoints, hush_late_writes
 from vpd.training.loop import Callbacks, Events, train
 from vpd.training.state import TrainState
 
@@ -81,6 +82,7 @@ def run(
     target: TracedTarget | None = None,
     data: Sampler | None = None,
     override: bool = False,
+    patience: float | None = None,
 ) -> Outcome:
     """Train a decomposition, or go on with one that was interrupted; a finished one is left as it is.
 
@@ -92,13 +94,17 @@ def run(
         target: a traced network, where the run file pins one.
         data: where its batches come from.
         override: go on with a run that has begun with other values, where that is possible.
+        patience: seconds after which a signal ends the process while there is nothing to save; None where the process
+            is not the run's own.
 
     Raises:
         RunError: a directory that can't be written or holds another run.
-        NonFiniteError: a loss that is not finite.
+        NonFiniteError: a loss, gradient or state that is not finite.
         Stopped: a signal came before there was anything to save.
     """
-    with StopSignals() as signals:
+    if patience is not None:
+        hush_late_writes()
+    with StopSignals(patience) as signals:
         return _run(config, name, quiet, notify, signals, target, data, override)
 
 
@@ -289,7 +295,9 @@ def _steps(
         training_meter(pd.steps, start, quiet) as meter,
         signals.deferred() as stopped,
         Reader(batches, start) as reader,
-        _Recorder(experiment, directory, _suite(experiment), open_records(config, directory, start)) as recorder,
+        _Recorder(
+            experiment, directory, _suite(experiment), open_records(config, directory, start), stopped
+        ) as recorder,
     ):
 
         def progress(step: int, logs: Mapping[str, float]) -> None:
@@ -362,11 +370,23 @@ def _suite(experiment: Experiment) -> Suite | None:
     return Suite(experiment.config, experiment.problem, experiment.target, experiment.eval_batch)
 
 
+class _AbandonedError(Exception):
+    """A signal came while the run was evaluated."""
+
+
 class _Recorder:
     """Draws, and hands what the loop reports to the sinks, which are closed on leaving."""
 
-    def __init__(self, experiment: Experiment, directory: RunDirectory, suite: Suite | None, sink: Sink) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        directory: RunDirectory,
+        suite: Suite | None,
+        sink: Sink,
+        stopped: Callable[[], bool],
+    ) -> None:
         self._experiment, self._directory, self._suite, self._sink = experiment, directory, suite, sink
+        self._stopped = stopped
         self._began = time.monotonic()
         self.last: Evaluation | None = None
 
@@ -387,25 +407,30 @@ class _Recorder:
         }
         self._sink.train(TrainRecord(step, {**logs, **rates}, self._seconds()))
 
-    def evaluate(self, state: TrainState) -> None:
+    def evaluate(self, state: TrainState) -> bool:
+        """Record an evaluation; False where a signal came before it was whole, of which nothing is kept then."""
         config = self._experiment.config.eval
         if self._suite is None or config is None:
-            return
+            return True
         step = int(state.training.step)
-        found = self._suite.evaluate(state.decomposition, state.training.adversaries, step)
+        try:
+            found = self._suite.evaluate(state.decomposition, state.training.adversaries, step, self._go_on)
+            figures = self._draw(config, self._suite.what, found, state) if self._is_slow(config, step) else None
+        except _AbandonedError:
+            return False
         self.last = found
-        figures = None
-        if self._is_slow(config, step):
-            figures = write_figures(
-                self._directory.path,
-                config.metrics,
-                self._suite.what,
-                found,
-                self._experiment.target,
-                state.decomposition,
-                self._samples(state),
-            )
         self._sink.evaluation(EvalRecord(step, found.metrics, found.verdict, figures, self._seconds()))
+        return True
+
+    def _go_on(self) -> None:
+        if self._stopped():
+            raise _AbandonedError
+
+    def _draw(self, config: Eval, what: Pass, found: Evaluation, state: TrainState) -> Path | None:
+        samples = self._samples(state)
+        self._go_on()
+        target, path = self._experiment.target, self._directory.path
+        return write_figures(path, config.metrics, what, found, target, state.decomposition, samples)
 
     def _samples(self, state: TrainState) -> Mapping[str, object] | None:
         """Text under each masking; token ids alone where the tokenizer is not at hand."""

@@ -229,32 +229,26 @@ def accumulate(
     adversaries: dict[str, AdversaryState],
     updates: Int[Array, ""],
     first: Int[Array, ""],
-    n: Int[Array, ""],
+    i: Int[Array, ""],
     seed: Seed,
     given: Given = None,
 ) -> tuple[Sums, Float[Array, ""]]:
-    """Sums over batches ``first … first + n − 1`` of the evaluation stream, and the faithfulness loss."""
-    draw = in_program(batches, given, first)
+    """Sums over batch ``first + i`` of the evaluation stream, and with batch 0 of a pass the faithfulness loss.
 
-    def one(i: Int[Array, ""]) -> Sums:
-        index = first + i
-        return batch_sums(
-            what,
-            problem,
-            target,
-            decomposition,
-            adversaries,
-            draw(seed, index),
-            updates,
-            index,
-            i < what.histogram_batches,
-            seed,
-        )
+    One batch a call: a pass can be left between two of them, and what it adds up doesn't depend on the machine's pace.
+    """
+    index = first + i
+    batch = in_program(batches, given, index)(seed, index)
+    counted = i < what.histogram_batches
+    sums = batch_sums(what, problem, target, decomposition, adversaries, batch, updates, index, counted, seed)
 
-    def body(i: Int[Array, ""], sums: Sums) -> Sums:
-        return jax.tree.map(jnp.add, sums, one(i))
+    def faithfulness() -> Float[Array, ""]:
+        weights = frozen_weights(target, batch, problem.sites)
+        return faithfulness_loss(problem.sites, weights, decomposition.components)
 
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, jnp.zeros_like(n)))
-    sums = jax.lax.fori_loop(jnp.zeros_like(n), n, body, zero)
-    weights = frozen_weights(target, draw(seed, first), problem.sites)
-    return sums, faithfulness_loss(problem.sites, weights, decomposition.components)
+    return sums, jax.lax.cond(i == 0, faithfulness, lambda: jnp.zeros(()))
+
+
+def added(sums: Sums, more: Sums) -> Sums:
+    """The sums of both, on the host."""
+    return jax.tree.map(lambda a, b: np.asarray(a + b), sums, more)

@@ -1,6 +1,6 @@
 """From the metrics of a run file to numbers, a verdict, and figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,7 +16,7 @@ from vpd.config.metrics import AnyMetric
 from vpd.config.run import RunConfig
 from vpd.data.feed import Batches, given_from
 from vpd.decomposition import members_in_order
-from vpd.evaluation.accumulate import Pass, Sums, accumulate, in_order, sums_in_order
+from vpd.evaluation.accumulate import Pass, Sums, accumulate, added, in_order, sums_in_order
 from vpd.evaluation.attention_patterns import AttentionMetric, check_attention
 from vpd.evaluation.induction import Found, InductionProbe
 from vpd.evaluation.l0 import group_sites
@@ -118,7 +118,11 @@ class Suite:
         return Writer(self._problem, self._target, self._batches, thresholds[0], self._config.pd.seed)
 
     def evaluate(
-        self, decomposition: Decomposition, adversaries: Mapping[str, AdversaryState], step: int
+        self,
+        decomposition: Decomposition,
+        adversaries: Mapping[str, AdversaryState],
+        step: int,
+        go_on: Callable[[], None] = lambda: None,
     ) -> Evaluation:
         """One pass on the next batches of the evaluation stream.
 
@@ -126,16 +130,24 @@ class Suite:
             decomposition: parameters after ``step`` updates.
             adversaries: persistent sources by term; terms that have none here are left out.
             step: updates made.
+            go_on: called between the parts of the pass, which what it raises leaves.
         """
         n = self._eval.n_steps
         first = -(-step // self._eval.every) * n
-        numbers = (jnp.asarray(v, jnp.int32) for v in (step, first, n))
         seed = jnp.asarray(self._config.pd.seed, jnp.uint32)
-        given = given_from(self._batches, first, n)
-        device = self._run(self._target, decomposition, dict(adversaries), *numbers, seed, given)
-        sums, faithfulness = jax.device_get(device)
-        sums = sums_in_order(sums, self._problem.sites)
-        found = Evaluation(step, self._scalars(sums, float(faithfulness), step), [], sums)
+        summed: list[Sums] = []
+        faithfulness = 0.0
+        for i in range(n):
+            go_on()
+            numbers = (jnp.asarray(v, jnp.int32) for v in (step, first, i))
+            given = given_from(self._batches, first + i, 1)
+            device = self._run(self._target, decomposition, dict(adversaries), *numbers, seed, given)
+            one, loss = jax.device_get(device)
+            summed = [added(summed[0], one) if summed else one]
+            faithfulness += float(loss)
+        go_on()
+        sums = sums_in_order(summed[0], self._problem.sites)
+        found = Evaluation(step, self._scalars(sums, faithfulness, step), [], sums)
         if isinstance(self._target, TMS | ResidMLP):
             self._judge(found, self._target, decomposition)
         if isinstance(self._target, LanguageModel):

@@ -55,11 +55,11 @@ class Events:
 
 @dataclass
 class Callbacks:
-    """What the loop calls; each gets the number of updates made."""
+    """What the loop calls; each gets the number of updates made. ``evaluate`` says whether it came to its end."""
 
     log: Callable[[int, dict[str, float]], None]
     save: Callable[[TrainState], None]
-    evaluate: Callable[[TrainState], None]
+    evaluate: Callable[[TrainState], bool]
     progress: Callable[[int, dict[str, float]], None]
     stopped: Callable[[], bool]
 
@@ -93,7 +93,8 @@ def train(
     t = int(state.training.step)
     if events.evaluates(t):
         check_state(t, state)
-        callbacks.evaluate(state)
+        if not callbacks.evaluate(state):
+            return state, False
     seconds_per_step: float | None = None
     while t < events.steps:
         if callbacks.stopped():
@@ -115,8 +116,8 @@ def train(
             check_state(t, state, logs)
         if events.saves(t):
             callbacks.save(state)
-        if events.evaluates(t):
-            callbacks.evaluate(state)
+        if events.evaluates(t) and not callbacks.evaluate(state):
+            return state, False
     return state, True
 
 
