@@ -32,7 +32,7 @@ from vpd.experiment import (
     reopened_target,
     state_template,
 )
-from vpd.machine import common_facts, return_freed_memory, use_compile_cache
+from vpd.machine import common_facts, return_freed_memory, spared_seconds, use_compile_cache
 from vpd.nonfinite import Compiled, leave_dump
 from vpd.objective.total import persistent_terms
 from vpd.progress import say, training_meter
@@ -252,7 +252,10 @@ def _train(
     signals: StopSignals,
 ) -> Outcome:
     clock = _Clock(directory)
-    program = lower_program(experiment).compile()
+    with spared_seconds() as spared:
+        program = lower_program(experiment).compile()
+    if spared and not quiet:
+        notify(f"the training program was compiled before, which spares {sum(spared):.1f} s")
     return_freed_memory()
     found = _last_good(checkpoints, experiment, directory)
     state = _beginning(experiment, directory) if found is None else found
