@@ -26,6 +26,7 @@ ROOMS = (
     "progress",
     "experiment",
     "records",
+    "nonfinite",
     "run",
     "pretrain",
     "analysis",

@@ -1,5 +1,7 @@
 """Errors that a user can act on."""
 
+from collections.abc import Mapping
+
 
 class VpdError(Exception):
     """A user's mistake: the message is one sentence with the rule, the offending value and the way out.
@@ -25,7 +27,25 @@ class Stopped(Exception):
 
 
 class NonFiniteError(Exception):
-    """Training met a loss that is NaN or infinite; the message names the step and the term. Exit code 1."""
+    """Training met a loss, gradient or parameter that is NaN or infinite. Exit code 1.
+
+    Attributes:
+        found: what is not finite, with step and term.
+        step: the step that found or made it, from ``step`` to ``step + 1``; None where nobody can make it again.
+        logs: scalars of that step.
+        advice: what to do about it.
+    """
+
+    def __init__(
+        self,
+        found: str,
+        step: int | None = None,
+        logs: Mapping[str, float] | None = None,
+        advice: str = "lower the learning rates or clip the gradient, and start again from the last checkpoint",
+    ) -> None:
+        """One sentence of what was found and what to do."""
+        super().__init__(f"{found}; {advice}")
+        self.found, self.step, self.logs, self.advice = found, step, dict(logs or {}), advice
 
 
 class FamilyError(Exception):

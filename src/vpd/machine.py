@@ -6,15 +6,20 @@ import hashlib
 import platform
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
 import jax
+from jax._src.lru_cache import LRUCache  # what writes the cache; there is no public name for it
 
 from vpd.cache import cache_directory
+from vpd.run_directory import write_atomically
 
 PACKAGES = ("vpd-jax", "jax", "jaxlib", "equinox", "optax", "orbax-checkpoint", "numpy")
+SPARED_EVENT = "/jax/compilation_cache/compile_time_saved_sec"
 
 
 def use_compile_cache(named: str | None) -> None:
@@ -22,6 +27,37 @@ def use_compile_cache(named: str | None) -> None:
     folder = Path(named) if named else cache_directory() / f"xla-{_processor()}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    LRUCache.put = _put_whole
+
+
+_put = LRUCache.put
+
+
+def _put_whole(self: LRUCache, key: str, value: bytes) -> None:
+    """A program appears in the cache whole or not at all, and takes the place of one that could not be read.
+
+    JAX writes into the file itself: another process may read half of it, and what a killed one leaves is kept for good.
+    """
+    if self.eviction_enabled or "://" in str(self.path):
+        _put(self, key, value)  # under a lock of JAX's own, or where nothing can be renamed
+    else:
+        write_atomically(Path(str(self.path)) / f"{key}-cache", value)
+
+
+@contextmanager
+def spared_seconds() -> Generator[list[float]]:
+    """Seconds of compiling, less those of reading, that the cache has spared each program within it."""
+    seconds: list[float] = []
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == SPARED_EVENT:
+            seconds.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def compiler_options() -> dict[str, str | bool]:

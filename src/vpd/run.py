@@ -18,6 +18,7 @@ from vpd.config.targets import LMTarget, TokenData
 from vpd.data.build import Sampler
 from vpd.data.feed import HostBatches, Reader
 from vpd.errors import NonFiniteError, RunError
+from vpd.evaluation.accumulate import Pass
 from vpd.evaluation.drawing import write_figures
 from vpd.evaluation.report import write_report
 from vpd.evaluation.suite import Evaluation, Suite
@@ -35,7 +36,8 @@ from vpd.experiment import (
     reopened_target,
     state_template,
 )
-from vpd.machine import common_facts, return_freed_memory, use_compile_cache
+from vpd.machine import common_facts, return_freed_memory, spared_seconds, use_compile_cache
+from vpd.nonfinite import Compiled, leave_dump
 from vpd.objective.total import persistent_terms
 from vpd.progress import say, training_meter
 from vpd.records import EvalRecord, Sink, TrainRecord, open_records
@@ -52,7 +54,7 @@ from vpd.targets.checkpoint import source_facts
 from vpd.targets.fingerprint import weights_fingerprint
 from vpd.targets.traced import TracedTarget
 from vpd.targets.weights import Toy, target_bytes
-from vpd.training.checkpoint import Checkpoints
+from vpd.training.checkpoint import Checkpoints, hush_late_writes
 from vpd.training.loop import Callbacks, Events, train
 from vpd.training.placed import placement_from
 from vpd.training.state import TrainState
@@ -85,6 +87,7 @@ def run(
     target: TracedTarget | None = None,
     data: Sampler | None = None,
     override: bool = False,
+    patience: float | None = None,
 ) -> Outcome:
     """Train a decomposition, or go on with one that was interrupted; a finished one is left as it is.
 
@@ -96,13 +99,17 @@ def run(
         target: a traced network, where the run file pins one.
         data: where its batches come from.
         override: go on with a run that has begun with other values, where that is possible.
+        patience: seconds after which a signal ends the process while there is nothing to save; None where the process
+            is not the run's own.
 
     Raises:
         RunError: a directory that can't be written or holds another run.
-        NonFiniteError: a loss that is not finite.
+        NonFiniteError: a loss, gradient or state that is not finite.
         Stopped: a signal came before there was anything to save.
     """
-    with StopSignals() as signals:
+    if patience is not None:
+        hush_late_writes()
+    with StopSignals(patience) as signals:
         return _run(config, name, quiet, notify, signals, target, data, override)
 
 
@@ -253,27 +260,56 @@ def _train(
     notify: Callable[[str], None],
     signals: StopSignals,
 ) -> Outcome:
-    config, pd = experiment.config, experiment.config.pd
-    began, seconds_before = time.monotonic(), float(str(directory.read_facts().get("seconds", 0.0)))
-    program = lower_program(experiment).compile()
+    clock = _Clock(directory)
+    with spared_seconds() as spared:
+        program = lower_program(experiment).compile()
+    if spared and not quiet:
+        notify(f"the training program was compiled before, which spares {sum(spared):.1f} s")
     return_freed_memory()
     found = _last_good(checkpoints, experiment, directory)
     state = _beginning(experiment, directory) if found is None else put_state(experiment, found)
     return_freed_memory()
-    start = int(state.training.step)
-    directory.keep_records(partial(_precedes, start))
     if found is not None:
-        directory.drop_figures_after(start)
-        notify(f"going on with {directory.path} from step {start}")
+        notify(f"going on with {directory.path} from step {int(state.training.step)}")
+    try:
+        return _steps(program, state, checkpoints, experiment, directory, quiet, signals, clock)
+    except NonFiniteError as error:
+        failed = error.with_traceback(None)  # its frames hold the state
+    _close(directory, "failed", clock.seconds())
+
+    def last_good() -> TrainState:
+        checkpoints.wait()
+        template = state_template(experiment)
+        found = checkpoints.newest(lambda step: checkpoints.load_state(step, template))
+        return _beginning(experiment, directory) if found is None else put_state(experiment, found.value)
+
+    with signals.deferred() as stopped:
+        raise leave_dump(failed, experiment, directory, program, last_good, stopped, notify)
+
+
+def _steps(
+    program: Compiled,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    experiment: Experiment,
+    directory: RunDirectory,
+    quiet: bool,
+    signals: StopSignals,
+    clock: "_Clock",
+) -> Outcome:
+    """The steps that are left, and how the run ended."""
+    config, pd, start = experiment.config, experiment.config.pd, int(state.training.step)
+    directory.keep_records(partial(_precedes, start))
+    directory.drop_figures_after(start)
     directory.update_facts(status="running", mesh=_mesh_facts(experiment))
-    recorder = _Recorder(experiment, directory, _suite(experiment), open_records(config, directory, start))
-    seed = jnp.asarray(pd.seed, jnp.uint32)
-    batches = experiment.train_batch
+    seed, batches = jnp.asarray(pd.seed, jnp.uint32), experiment.train_batch
     with (
         training_meter(pd.steps, start, quiet) as meter,
         signals.deferred() as stopped,
         Reader(batches, start) as reader,
-        recorder,
+        _Recorder(
+            experiment, directory, _suite(experiment), open_records(config, directory, start), stopped
+        ) as recorder,
     ):
 
         def progress(step: int, logs: Mapping[str, float]) -> None:
@@ -292,17 +328,14 @@ def _train(
                 batches.per_dispatch if isinstance(batches, HostBatches) else config.runtime.steps_per_dispatch,
                 {name: spec.first_step for name, (_, spec) in persistent_terms(experiment.problem.terms).items()},
             )
-        except NonFiniteError:
-            _close(directory, "failed", seconds_before + time.monotonic() - began)
-            raise
-        except RunError:
-            with suppress(OSError):  # a disk that is full may refuse this too
+            if not finished:
+                checkpoints.save(state)
+            checkpoints.wait()
+        except (RunError, OSError):
+            with suppress(OSError, RunError):  # a disk that is full or gone refuses this too
                 directory.update_facts(status="failed")
             raise
-        if not finished:
-            checkpoints.save(state)
-        checkpoints.wait()
-        _close(directory, "finished" if finished else "stopped", seconds_before + time.monotonic() - began)
+        _close(directory, "finished" if finished else "stopped", clock.seconds())
     return Outcome(directory, finished, recorder.last)
 
 
@@ -310,6 +343,17 @@ def _mesh_facts(experiment: Experiment) -> dict[str, object] | None:
     """What ``run.json`` says of the devices that a run is spread over; None on a single one."""
     placement = experiment.placement
     return None if placement is None else {**placement.mesh.shape, "placement": placement.preset}
+
+
+class _Clock:
+    """Seconds that a run has been trained for, over all its starts."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        before = directory.read_facts().get("seconds", 0.0)
+        self._before, self._began = float(str(before)), time.monotonic()
+
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
 
 
 def _close(directory: RunDirectory, status: str, seconds: float) -> None:
@@ -344,11 +388,23 @@ def _suite(experiment: Experiment) -> Suite | None:
     return Suite(experiment.config, experiment.problem, experiment.target, experiment.eval_batch)
 
 
+class _AbandonedError(Exception):
+    """A signal came while the run was evaluated."""
+
+
 class _Recorder:
     """Draws, and hands what the loop reports to the sinks, which are closed on leaving."""
 
-    def __init__(self, experiment: Experiment, directory: RunDirectory, suite: Suite | None, sink: Sink) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        directory: RunDirectory,
+        suite: Suite | None,
+        sink: Sink,
+        stopped: Callable[[], bool],
+    ) -> None:
         self._experiment, self._directory, self._suite, self._sink = experiment, directory, suite, sink
+        self._stopped = stopped
         self._began = time.monotonic()
         self.last: Evaluation | None = None
 
@@ -369,28 +425,33 @@ class _Recorder:
         }
         self._sink.train(TrainRecord(step, {**logs, **rates}, self._seconds()))
 
-    def evaluate(self, state: TrainState) -> None:
+    def evaluate(self, state: TrainState) -> bool:
+        """Record an evaluation; False where a signal came before it was whole, of which nothing is kept then."""
         config = self._experiment.config.eval
         if self._suite is None or config is None:
-            return
+            return True
         step = int(state.training.step)
         slow = self._is_slow(config, step)
-        found = self._suite.evaluate(state.decomposition, state.training.adversaries, step, slow)
+        try:
+            found = self._suite.evaluate(state.decomposition, state.training.adversaries, step, slow, self._go_on)
+            figures = self._draw(config, self._suite.what, found, state) if slow else None
+        except _AbandonedError:
+            return False
         self.last = found
-        figures = None
-        if slow:
-            figures = write_figures(
-                self._directory.path,
-                config.metrics,
-                self._suite.what,
-                found,
-                self._experiment.target,
-                state.decomposition,
-                self._samples(state),
-            )
         signs = found.vital_signs
         record = EvalRecord(step, found.metrics, found.verdict, figures, self._seconds(), found.intervals, signs)
         self._sink.evaluation(record)
+        return True
+
+    def _go_on(self) -> None:
+        if self._stopped():
+            raise _AbandonedError
+
+    def _draw(self, config: Eval, what: Pass, found: Evaluation, state: TrainState) -> Path | None:
+        samples = self._samples(state)
+        self._go_on()
+        target, path = self._experiment.target, self._directory.path
+        return write_figures(path, config.metrics, what, found, target, state.decomposition, samples)
 
     def _samples(self, state: TrainState) -> Mapping[str, object] | None:
         """Text under each masking; token ids alone where the tokenizer is not at hand."""

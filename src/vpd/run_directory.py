@@ -1,5 +1,6 @@
 """The run directory: the interface between writing and reading. Everything in it appears whole or not at all."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -116,11 +117,17 @@ class RunDirectory:
         return record
 
     def append_record(self, record: Mapping[str, object]) -> None:
-        """Add one record as one line in one write."""
+        """Add one record as one line in one write; a disk without room for all of it gets none of it."""
         line = (json.dumps(finite(record)) + "\n").encode()
         descriptor = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, line)
+            before = os.fstat(descriptor).st_size
+            if os.write(descriptor, line) < len(line):
+                os.ftruncate(descriptor, before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            error.filename = str(self.metrics)
+            raise
         finally:
             os.close(descriptor)
 
@@ -132,7 +139,7 @@ class RunDirectory:
 
     def sweep(self) -> None:
         """Remove drafts that a killed process left; only for the process that holds the run."""
-        for draft in (*self.path.glob(".*.*"), *(self.path / "figures").glob(".*")):
+        for draft in (*self.path.glob(".*.*"), *self.path.glob("nonfinite/.*"), *self.path.glob("figures/.*")):
             if draft.is_dir():
                 shutil.rmtree(draft)
             else:

@@ -37,6 +37,7 @@ def values(checkpoint: Path, item: str) -> Path:
 DAMAGES: list[tuple[str, Damage]] = [
     ("cut V and U", lambda c: cut(values(c, "decomposition"))),
     ("flipped moments", lambda c: flip(values(c, "training"))),
+    ("missing shard", lambda c: values(c, "decomposition").unlink()),
     ("no training", lambda c: shutil.rmtree(c / "training")),
     ("no decomposition", lambda c: shutil.rmtree(c / "decomposition")),
     ("no manifest", lambda c: (c / "_CHECKPOINT_METADATA").unlink()),

@@ -1,24 +1,30 @@
 """A run that is killed and started again ends where an uninterrupted one ends, to the bit."""
 
+import fcntl
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_language_model_runs import place, written  # noqa: F401  (a fixture)
 from tiny_run import (
     Vpd,
     assert_nothing_half_written,
     assert_same_run,
     finish,
+    replaced,
     saved_steps,
     start,
     write_file,
 )
 
 from vpd import run as a_run
+from vpd.config import read_document
+from vpd.config.document import write_document
 from vpd.evaluation import drawing
 from vpd.face import decompose
 from vpd.run import _Recorder
@@ -123,35 +129,132 @@ def test_kill_twice(finished: Path, tmp_path: Path, vpd: Vpd) -> None:
     assert_same_run(finished, run)
 
 
+KILLS = 25
+SIGNALLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+SPREAD = ("anywhere", "compiling", "warming up", "stepping", "saving", "evaluating")
+
+
+def _toy(_: Path, folder: Path) -> Path:
+    """Long enough to be killed in every part of it."""
+    return write_file(
+        folder,
+        pd__steps=400,
+        pd__faithfulness_warmup_steps=3000,
+        cadence={"train_log_every": 5, "save_every": 25},
+        eval__every=50,
+        eval__slow_every=100,
+        eval__slow_on_first_step=True,
+    )
+
+
+def _language_model(models: Path, folder: Path) -> Path:
+    """A LlamaSimpleMLP on text with a persistent adversary, whose batches are read on the host."""
+    evaluation = {"eval__every": 20, "eval__slow_every": 40}
+    cadence = {"train_log_every": 2, "save_every": 10}
+    document = read_document(written(models, folder, pd__steps=80, pd__faithfulness_warmup_steps=2000, cadence=cadence))
+    path = folder / "lm.yaml"
+    path.write_text(write_document(replaced(dict(document), evaluation)))
+    return path
+
+
+class _Moments:
+    """When to kill next: random in time, or a random while after an event."""
+
+    def __init__(self, seed: int, duration: float) -> None:
+        self._rng, self._duration = random.Random(seed), duration
+
+    def __call__(self, run: Path, where: str) -> Callable[[], bool]:
+        if where == "anywhere":
+            return self._after(lambda: True, self._rng.uniform(0, self._duration))
+        last = saved_steps(run)[-1] if saved_steps(run) else -1
+        events: dict[str, tuple[Callable[[], bool], float]] = {
+            "compiling": (lambda: (run / "checkpoints").exists() and self._is_held(run), 0.5),
+            "warming up": (lambda: self._is_held(run), 2.5),
+            "stepping": (lambda: bool(saved_steps(run)) and saved_steps(run)[-1] > last, 0.3),
+            "saving": (lambda: _saving(run), 0.02),
+            "evaluating": (lambda: _drawing(run), 0.2),
+        }
+        event, spread = events[where]
+        return self._after(event, self._rng.uniform(0, spread))
+
+    def choose(self) -> tuple[str, int]:
+        """Where, and with which signal."""
+        return self._rng.choice(SPREAD), self._rng.choice(SIGNALLED)
+
+    @staticmethod
+    def _is_held(run: Path) -> bool:
+        """Whether a process that has begun anew holds the run."""
+        lock = run / ".lock"
+        return lock.exists() and time.time() - lock.stat().st_mtime < 60 and _locked(lock)
+
+    @staticmethod
+    def _after(event: Callable[[], bool], seconds: float) -> Callable[[], bool]:
+        since: list[float] = []
+
+        def is_now() -> bool:
+            if not since and event():
+                since.append(time.monotonic())
+            return bool(since) and time.monotonic() - since[0] >= seconds
+
+        return is_now
+
+
+def _locked(lock: Path) -> bool:
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        fcntl.flock(file, fcntl.LOCK_UN)
+        return False
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_kill_ten_times(seed: int, tmp_path: Path) -> None:
-    cadence, evaluation = {"train_log_every": 5, "save_every": 25}, {"eval__every": 50, "eval__slow_every": 100}
-    file = write_file(tmp_path, pd__steps=400, cadence=cadence, eval__slow_on_first_step=True, **evaluation)
-    began = time.monotonic()
-    code, _, err = finish(start("train", file, "--out-dir", tmp_path / "whole", "--quiet"))
-    assert code == 0, err
-    duration = time.monotonic() - began
-    rng = random.Random(seed)
-    moments: list[Moment | float] = [rng.uniform(0.0, 0.8 * duration) for _ in range(4)]
-    moments += [_saving, _drawing, Path.exists, _recorded(rng.randrange(2, 60)), _saved(rng.choice([100, 200, 300]))]
-    moments += [lambda run: (run / "checkpoints").exists()]
-    rng.shuffle(moments)
-    attempt, phases = 0, []
-    for moment in moments:
-        folder = tmp_path / f"attempt{attempt}"
-        phase = _kill(("train", file, "--out-dir", folder, "--quiet"), folder / "tiny", moment)
-        phases.append(phase or "finished before")
-        print(f"killed at {moment if isinstance(moment, float) else 'an event'}: {phases[-1]}")
-        if phase is None:
-            assert_same_run(tmp_path / "whole" / "tiny", folder / "tiny")
+@pytest.mark.parametrize(("write", "seed"), [(_toy, 0), (_language_model, 1)], ids=["toy", "language model"])
+def test_twenty_five_kills(write: Callable[[Path, Path], Path], seed: int, place: Path, tmp_path: Path) -> None:  # noqa: F811
+    """SIGKILL, SIGTERM and SIGINT anywhere: each run that was killed ends as the one that was not, to the bit."""
+    file = write(place, tmp_path)
+    command = ("train", file, "--run-id", "run", "--quiet", "--out-dir")
+    for folder in ("first", "whole"):  # the second with a filled cache, as all that follow
+        began = time.monotonic()
+        code, _, err = finish(start(*command, tmp_path / folder))
+        assert code == 0, err
+    moments, whole = _Moments(seed, time.monotonic() - began), tmp_path / "whole" / "run"
+    kills, attempt, told = 0, 0, []
+    while kills < KILLS:
+        run = tmp_path / f"attempt{attempt}" / "run"
+        where, number = moments.choose()
+        killed = _killed(start(*command, run.parent), moments(run, where), number)
+        if killed is None:
+            assert_same_run(whole, run)
             attempt += 1
-    folder = tmp_path / f"attempt{attempt}"
-    code, out, err = finish(start("train", file, "--out-dir", folder, "--quiet"))
-    assert code == 0, err
-    assert out.splitlines()[-1] == str(folder / "tiny")
-    assert_same_run(tmp_path / "whole" / "tiny", folder / "tiny")
-    assert len(set(phases)) >= 4, phases
+            continue
+        kills += 1
+        told.append(f"{where}, {signal.Signals(number).name}, exit {killed}: {assert_nothing_half_written(run)}")
+        print(told[-1])
+    run = tmp_path / f"attempt{attempt}" / "run"
+    code, out, err = finish(start(*command, run.parent))
+    assert code == 0 and out.splitlines()[-1] == str(run), err
+    assert_same_run(whole, run)
+    assert [p for p in run.rglob(".*") if p.name != ".lock"] == []
+    assert len({line.split(": ")[1].split(",")[0].split(" at ")[0] for line in told}) >= 4, told
+
+
+def _killed(process: "subprocess.Popen[str]", is_now: Callable[[], bool], number: int) -> int | None:
+    """Send a signal when it is time; the exit code, None where the run was finished first."""
+    while process.poll() is None and not is_now():
+        time.sleep(0.0005)
+    if process.poll() is None:
+        process.send_signal(number)
+    code, _, err = finish(process)
+    assert "Traceback" not in err, err
+    allowed = {
+        signal.SIGKILL: (-signal.SIGKILL,),
+        signal.SIGTERM: (75, -signal.SIGTERM),
+        signal.SIGINT: (75, -signal.SIGINT),
+    }
+    assert code == 0 or code in allowed[signal.Signals(number)], err
+    return None if code == 0 else code
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A run file small enough to be trained in seconds, and what tests ask of its run directory."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -122,9 +123,11 @@ def vpd_command(*arguments: object) -> list[str]:
     return [str(Path(sys.executable).with_name("vpd")), *map(str, arguments)]
 
 
-def start(*arguments: object, cwd: Path | None = None) -> "subprocess.Popen[str]":
-    """Start ``vpd`` as a process."""
-    return subprocess.Popen(vpd_command(*arguments), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(*arguments: object, cwd: Path | None = None, **environment: object) -> "subprocess.Popen[str]":
+    """Start ``vpd`` as a process, with more in its environment."""
+    env = os.environ | {name: str(value) for name, value in environment.items()}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(vpd_command(*arguments), cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True)
 
 
 def finish(process: "subprocess.Popen[str]", seconds: float = 240) -> tuple[int, str, str]:

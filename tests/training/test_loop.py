@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpd.decomposition import ComponentSet
+from vpd.decomposition import Components, ComponentSet
 from vpd.errors import NonFiniteError
 from vpd.importance import LayerwiseMLP
-from vpd.training.loop import Callbacks, Events, check_finite, train
+from vpd.objective import AdversaryState
+from vpd.training.loop import Callbacks, Events, check_finite, check_state, train
 from vpd.training.optimizers import Moments
 from vpd.training.state import Decomposition, Training, TrainState
 
@@ -24,10 +25,10 @@ def state_at(t: int) -> TrainState:
 class Recorded:
     """A program that only counts, callbacks that only record."""
 
-    def __init__(self, bad_at: int | None = None, stop_at: int | None = None) -> None:
+    def __init__(self, bad_at: int | None = None, stop_at: int | None = None, abandon_at: int | None = None) -> None:
         self.events: list[tuple[str, int]] = []
         self.dispatches: list[int] = []
-        self.bad_at, self.stop_at = bad_at, stop_at
+        self.bad_at, self.stop_at, self.abandon_at = bad_at, stop_at, abandon_at
 
     def program(self, state: TrainState, n):
         """Up to n steps; the loss of step t is t, or NaN at the bad step, after which it stops."""
@@ -47,13 +48,17 @@ class Recorded:
             assert logs["loss/total"] == t
             self.events.append(("log", t))
 
+        def evaluate(state: TrainState) -> bool:
+            self.events.append(("evaluate", int(state.training.step)))
+            return int(state.training.step) != self.abandon_at
+
         def progress(t: int, logs: dict[str, float]) -> None:
             self.last = t
 
         callbacks = Callbacks(
             log=log,
             save=lambda state: self.events.append(("save", int(state.training.step))),
-            evaluate=lambda state: self.events.append(("evaluate", int(state.training.step))),
+            evaluate=evaluate,
             progress=progress,
             stopped=lambda: self.stop_at is not None and getattr(self, "last", start) >= self.stop_at,
         )
@@ -140,6 +145,14 @@ def test_a_stop_flag_ends_between_dispatches(stop_at: int) -> None:
     assert recorded.events == [("log", t) for t in range(stop_at)]
 
 
+@pytest.mark.parametrize("t", [0, 4, 6])
+def test_an_evaluation_that_is_left_ends_the_loop(t: int) -> None:
+    """Its state has been saved, at the last step too, where the run is not finished without it."""
+    recorded = Recorded(abandon_at=t)
+    assert recorded.run(Events(6, log_every=1, save_every=4, eval_every=4)) == (t, False)
+    assert recorded.events[-2:] == ([("save", t)] if t else []) + [("evaluate", t)]
+
+
 def test_a_finished_run_is_not_stopped() -> None:
     assert Recorded(stop_at=3).run(Events(3, log_every=1)) == (3, True)
 
@@ -150,6 +163,35 @@ def test_a_loss_that_is_not_finite_names_step_and_term(steps_per_dispatch: int) 
     with pytest.raises(NonFiniteError, match=r"step 5 \(culprit\)"):
         recorded.run(Events(20, log_every=10, save_every=3), steps_per_dispatch=steps_per_dispatch)
     assert recorded.events == [("log", 0), ("save", 3)]
+
+
+@pytest.mark.parametrize("name", ["grad_norm/components", "grad_norm/ci_fn"])
+def test_a_gradient_that_is_not_finite(name: str) -> None:
+    with pytest.raises(
+        NonFiniteError, match=f"gradient is not finite at step 4 .{name.removeprefix('grad_norm/')}"
+    ) as e:
+        check_finite(4, {"loss/total": 1.0, "grad_norm/components": 1.0, "grad_norm/ci_fn": 1.0, name: np.inf})
+    assert e.value.step == 4
+
+
+def spoilt(part: str) -> TrainState:
+    """A state with a NaN in one part."""
+    nan, state = {"a": jnp.asarray([0.0, np.nan])}, state_at(7)
+    if part == "V and U":
+        pieces = Components(jnp.ones((2, 1)), jnp.asarray([[np.inf]]))
+        return replace(state, decomposition=replace(state.decomposition, components=ComponentSet({"s": pieces})))
+    if part == "the moments":
+        return replace(state, training=replace(state.training, ci_fn_optimizer=Moments({}, nan)))
+    adversary = AdversaryState(nan, {}, {}, jnp.asarray(0, jnp.int32))
+    return replace(state, training=replace(state.training, adversaries={"t": adversary}))
+
+
+@pytest.mark.parametrize("part", ["V and U", "the moments", "the adversaries"])
+def test_no_part_of_a_state_that_is_saved_may_be_poisoned(part: str) -> None:
+    check_state(7, state_at(7))
+    with pytest.raises(NonFiniteError, match=f"the values of {part} are not finite after 7 updates") as caught:
+        check_state(7, spoilt(part))
+    assert caught.value.step == 6
 
 
 def test_a_term_that_rests_is_no_fault() -> None:
@@ -170,7 +212,7 @@ def test_a_resting_term_is_neither_logged_nor_blamed(bad: bool) -> None:
     def nothing(*_: object) -> None:
         return None
 
-    callbacks = Callbacks(lambda t, logs: seen.append(set(logs)), nothing, nothing, nothing, lambda: False)
+    callbacks = Callbacks(lambda t, logs: seen.append(set(logs)), nothing, lambda _: True, nothing, lambda: False)
     if bad:
         with pytest.raises(NonFiniteError, match=r"at step 0 \(other\)"):
             train(program, state_at(0), Events(3, 1), callbacks, first_steps={"rests": 2})

@@ -27,7 +27,7 @@ from rich.progress import (
 from vpd.config import RunConfig
 from vpd.errors import FamilyError, NonFiniteError, Stopped, VpdError
 from vpd.run_directory import RunDirectory
-from vpd.signals import SIGNALS, StopSignals
+from vpd.signals import PATIENCE, SIGNALS, StopSignals
 
 State = Literal["finished", "failed", "stopped"]
 WATCH_SECONDS = 0.5
@@ -155,7 +155,7 @@ def _train_one(config: RunConfig, mailbox: Connection) -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             from vpd.run import run
 
-            state: State = "finished" if run(config, quiet=True).finished else "stopped"
+            state: State = "finished" if run(config, quiet=True, patience=PATIENCE).finished else "stopped"
             said = ""
     except (Stopped, KeyboardInterrupt):
         state, said = "stopped", ""

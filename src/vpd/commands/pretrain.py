@@ -9,8 +9,7 @@ from vpd.config import PretrainingFile, read_document, read_pretraining_file
 from vpd.pretrain import Outcome, pretrain
 from vpd.progress import say
 from vpd.run_directory import RunDirectory
-
-STOPPED = 75
+from vpd.signals import PATIENCE, STOPPED
 
 
 def pretrain_command(
@@ -24,7 +23,7 @@ def pretrain_command(
     read = _read(source, out_dir, run_id, steps, seed)
     for notice in read.notices:
         say(notice)
-    outcome = pretrain(read.config, read.name, quiet, say)
+    outcome = pretrain(read.config, read.name, quiet, say, PATIENCE)
     _print_result(outcome)
     return 0 if outcome.finished else STOPPED
 

@@ -15,8 +15,7 @@ from vpd.face import read_with
 from vpd.progress import say
 from vpd.run import Outcome, refuse_another_run, run, run_id_of, run_path
 from vpd.run_directory import RunDirectory, refuse_unwritable
-
-STOPPED = 75
+from vpd.signals import PATIENCE, STOPPED
 
 
 def train_command(
@@ -53,7 +52,7 @@ def train_command(
         raise ConfigError("--override-config: several runs were given; go on with one at a time")
     if len(plans) > 1:
         return _train_several(plans, paths, jobs, quiet)
-    outcome = run(plans[0].config, plans[0].name, quiet, say, override=override)
+    outcome = run(plans[0].config, plans[0].name, quiet, say, override=override, patience=PATIENCE)
     _print_result(outcome)
     return 0 if outcome.finished else STOPPED
 

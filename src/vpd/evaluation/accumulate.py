@@ -256,43 +256,26 @@ def accumulate(
     adversaries: dict[str, AdversaryState],
     updates: Int[Array, ""],
     first: Int[Array, ""],
-    n: Int[Array, ""],
+    i: Int[Array, ""],
     seed: Seed,
     given: Given = None,
-    rows: int = 1,
-) -> tuple[Sums, Sums, WeightSquares]:
-    """Sums over batches ``first … first + n − 1`` of the evaluation stream.
+) -> tuple[Sums, WeightSquares]:
+    """Sums over batch ``first + i`` of the evaluation stream, and with batch 0 of a pass what is known of the weights.
 
-    Returns:
-        The sums; those of each batch without subcomponents, along a first axis of ``rows``, at least n; and what is
-        known of the weights.
+    One batch a call: a pass can be left between two of them, and what it adds up doesn't depend on the machine's pace.
     """
-    draw = in_program(batches, given, first)
+    index = first + i
+    batch = in_program(batches, given, index)(seed, index)
+    counted = i < what.histogram_batches
+    sums = batch_sums(what, problem, target, decomposition, adversaries, batch, updates, index, counted, seed)
 
-    def one(i: Int[Array, ""]) -> Sums:
-        index = first + i
-        return batch_sums(
-            what,
-            problem,
-            target,
-            decomposition,
-            adversaries,
-            draw(seed, index),
-            updates,
-            index,
-            i < what.histogram_batches,
-            seed,
-        )
+    def squares() -> WeightSquares:
+        return weight_squares(problem.sites, frozen_weights(target, batch, problem.sites), decomposition.components)
 
-    def body(i: Int[Array, ""], carry: tuple[Sums, Sums]) -> tuple[Sums, Sums]:
-        sums, each = carry
-        new = one(i)
-        each = jax.tree.map(lambda all_, x: all_.at[i].set(x), each, without_channels(new))
-        return jax.tree.map(jnp.add, sums, new), each
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(squares))
+    return sums, jax.lax.cond(i == 0, squares, lambda: nothing)
 
-    shapes = jax.eval_shape(one, jnp.zeros_like(n))
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    each = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape), x.dtype), jax.eval_shape(without_channels, shapes))
-    sums, each = jax.lax.fori_loop(jnp.zeros_like(n), n, body, (zero, each))
-    weights = frozen_weights(target, draw(seed, first), problem.sites)
-    return sums, each, weight_squares(problem.sites, weights, decomposition.components)
+
+def added(sums: Sums, more: Sums) -> Sums:
+    """The sums of both, on the host."""
+    return jax.tree.map(lambda a, b: np.asarray(a + b), sums, more)

@@ -18,7 +18,7 @@ from vpd.config.run import RunConfig
 from vpd.config.sources import resolved_scope
 from vpd.data.feed import Batches, given_from
 from vpd.decomposition import ComponentSet, members_in_order
-from vpd.evaluation.accumulate import Pass, Sums, accumulate, in_order, sums_in_order
+from vpd.evaluation.accumulate import Pass, Sums, accumulate, added, in_order, sums_in_order, without_channels
 from vpd.evaluation.attention_patterns import AttentionMetric, check_attention
 from vpd.evaluation.health import ALIVE_MEAN_CI, IMPORTANT, Health, health_of, measure_health
 from vpd.evaluation.induction import Found, InductionProbe
@@ -131,7 +131,7 @@ class Suite:
         for key, metric in self.what.attention:
             assert isinstance(target, LanguageModel | Induction)
             check_attention(f"eval.metrics {key}", metric, target)
-        self._run = jax.jit(partial(accumulate, self.what, problem, batches, rows=config.eval.n_steps))
+        self._run = jax.jit(partial(accumulate, self.what, problem, batches))
         toy = target if isinstance(target, TMS | ResidMLP) else None
         self._known = mechanisms(toy, sites) if toy is not None else {}
         probe = probe_batch(toy) if toy is not None else None
@@ -151,7 +151,12 @@ class Suite:
         return Writer(self._problem, self._target, self._batches, thresholds[0], self._config.pd.seed)
 
     def evaluate(
-        self, decomposition: Decomposition, adversaries: Mapping[str, AdversaryState], step: int, slow: bool = True
+        self,
+        decomposition: Decomposition,
+        adversaries: Mapping[str, AdversaryState],
+        step: int,
+        slow: bool = True,
+        go_on: Callable[[], None] = lambda: None,
     ) -> Evaluation:
         """One pass on the next batches of the evaluation stream.
 
@@ -160,24 +165,39 @@ class Suite:
             adversaries: persistent sources by term; terms that have none here are left out.
             step: updates made.
             slow: whether slow metrics are computed as well.
+            go_on: called between the parts of the pass, which what it raises leaves.
         """
         n = self._eval.n_steps
         first = -(-step // self._eval.every) * n
-        numbers = [jnp.asarray(v, jnp.int32) for v in (step, first, n)]
         seed = jnp.asarray(self._config.pd.seed, jnp.uint32)
-        given = given_from(self._batches, first, n)
-        device = self._run(self._target, decomposition, dict(adversaries), *numbers, seed, given)
-        sums, each, squares = jax.device_get(device)
-        sums, sites = sums_in_order(sums, self._problem.sites), self._problem.sites
-        means = batch_means(self._eval.metrics, self._terms, self.what, sites, each, step)
+        summed: list[Sums] = []
+        each: list[Sums] = []
+        weights: list[WeightSquares] = []
+        for i in range(n):
+            go_on()
+            numbers = (jnp.asarray(v, jnp.int32) for v in (step, first, i))
+            given = given_from(self._batches, first + i, 1)
+            device = self._run(self._target, decomposition, dict(adversaries), *numbers, seed, given)
+            one, squares = jax.device_get(device)
+            weights = weights or [squares]
+            each.append(jax.device_get(without_channels(one)))
+            summed = [added(summed[0], one) if summed else one]
+        go_on()
+        sites, squares = self._problem.sites, weights[0]
+        sums = sums_in_order(summed[0], sites)
+        rows = jax.tree.map(lambda *parts: np.stack(parts), *each)
+        means = batch_means(self._eval.metrics, self._terms, self.what, sites, rows, step)
         found = Evaluation(step, self._scalars(sums, squares, means), [], sums)
         found.intervals = bootstrap(means, self._config.pd.seed)
         found.delta = relative_delta(squares)
-        found.l0 = total_l0(self.what, sites, each, IMPORTANT).value
+        found.l0 = total_l0(self.what, sites, rows, IMPORTANT).value
         if slow:
-            batch = self._batches(seed, jnp.asarray(first, jnp.int32)) if given is None else given[0]
+            batch = self._batches(seed, jnp.asarray(first, jnp.int32))
             found.metrics |= self._slow_scalars(decomposition, batch)
-            health = self._health(self._target, decomposition, dict(adversaries), *numbers[1:], seed, given)
+            go_on()
+            given = given_from(self._batches, first, n)
+            stretch = (jnp.asarray(v, jnp.int32) for v in (first, n))
+            health = self._health(self._target, decomposition, dict(adversaries), *stretch, seed, given)
             deltas = relative_deltas(sites, squares)
             signs, moved = jax.device_get(health)
             found.health = health_of(self._problem, signs, moved, deltas, self._known, step)

@@ -172,6 +172,6 @@ def check_finite(step: int, values: dict[str, float]) -> None:
     for name, what in (("loss/train", "loss"), ("grad_norm", "gradient")):
         if not np.isfinite(values[name]):
             raise NonFiniteError(
-                f"the {what} is not finite at step {step}; lower the learning rate or clip the gradient, and start "
-                "again from the last checkpoint"
+                f"the {what} is not finite at step {step}",
+                advice="lower the learning rate or clip the gradient, and start again from the last checkpoint",
             )

@@ -55,6 +55,7 @@ def pretrain(
     name: str | None = None,
     quiet: bool = False,
     notify: Callable[[str], None] = lambda _: None,
+    patience: float | None = None,
 ) -> Outcome:
     """Train a language model, or go on with one that was interrupted; a finished one is left as it is.
 
@@ -63,13 +64,15 @@ def pretrain(
         name: of the file, for the directory's name.
         quiet: no progress bar.
         notify: told in one sentence what is about to happen.
+        patience: seconds after which a signal ends the process while there is nothing to save; None where the process
+            is not the run's own.
 
     Raises:
         VpdError: text or tokenizer that can't be used; a directory that can't be written or holds another run.
         NonFiniteError: a loss that is not finite.
         Stopped: a signal came before there was anything to save.
     """
-    with StopSignals() as signals:
+    with StopSignals(patience) as signals:
         use_compile_cache(config.runtime.compilation_cache_dir)
         path = run_path(config, name)
         config = config.model_copy(update={"run_id": path.name, "out_dir": str(path.parent)})

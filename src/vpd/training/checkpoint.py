@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -271,7 +272,21 @@ class Checkpoints:
             try:
                 self.wait()
             finally:
-                self._manager.close()
+                with self._saving():  # closing reports a save that failed once more
+                    self._manager.close()
+
+
+def hush_late_writes() -> None:
+    """Let a process end with the sentence that says why: of the writes under way when one of a save fails, the others
+    find the loop closed that asked for them, which is told with a traceback each.
+    """
+    before = sys.unraisablehook
+
+    def tell(what: "sys.UnraisableHookArgs") -> None:
+        if not (isinstance(what.exc_value, RuntimeError) and str(what.exc_value) == "Event loop is closed"):
+            before(what)
+
+    sys.unraisablehook = tell
 
 
 @contextmanager

@@ -9,12 +9,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int, PyTree
 
 from vpd.errors import NonFiniteError
 from vpd.objective.total import HIDDEN
 from vpd.training.state import TrainState
-from vpd.training.step import Logs
+from vpd.training.step import STOPPING, Logs
 
 Program = Callable[[TrainState, Int[Array, ""]], tuple[TrainState, Logs]]
 
@@ -55,11 +55,11 @@ class Events:
 
 @dataclass
 class Callbacks:
-    """What the loop calls; each gets the number of updates made."""
+    """What the loop calls; each gets the number of updates made. ``evaluate`` says whether it came to its end."""
 
     log: Callable[[int, dict[str, float]], None]
     save: Callable[[TrainState], None]
-    evaluate: Callable[[TrainState], None]
+    evaluate: Callable[[TrainState], bool]
     progress: Callable[[int, dict[str, float]], None]
     stopped: Callable[[], bool]
 
@@ -88,16 +88,19 @@ def train(
         The last state, and whether all steps were made.
 
     Raises:
-        NonFiniteError: a loss that is NaN or infinite, with its step and term.
+        NonFiniteError: a loss, gradient or state that is NaN or infinite, with its step and term.
     """
     t = int(state.training.step)
     if events.evaluates(t):
-        callbacks.evaluate(state)
+        check_state(t, state)
+        if not callbacks.evaluate(state):
+            return state, False
     seconds_per_step: float | None = None
     while t < events.steps:
         if callbacks.stopped():
+            check_state(t, state)  # it is saved now
             return state, False
-        n = min(events.stretch(t), _dispatch_limit(steps_per_dispatch, seconds_per_step))
+        n = min(events.stretch(t), dispatch_limit(steps_per_dispatch, seconds_per_step))
         start = time.perf_counter()
         state, device_logs = program(state, jnp.asarray(n, jnp.int32))
         values = {name: float(value) for name, value in jax.device_get(device_logs).items()}
@@ -110,42 +113,60 @@ def train(
             callbacks.log(t - 1, logs)
         callbacks.progress(t, logs)
         if events.saves(t) or events.evaluates(t):
-            check_parameters(t, state)
+            check_state(t, state, logs)
         if events.saves(t):
             callbacks.save(state)
-        if events.evaluates(t):
-            callbacks.evaluate(state)
+        if events.evaluates(t) and not callbacks.evaluate(state):
+            return state, False
     return state, True
 
 
-def _dispatch_limit(steps_per_dispatch: int | Literal["auto"], seconds_per_step: float | None) -> int:
+def dispatch_limit(steps_per_dispatch: int | Literal["auto"], seconds_per_step: float | None) -> int:
+    """Steps that a dispatch may make at most."""
     if steps_per_dispatch != "auto":
         return steps_per_dispatch
     # The first dispatch tells how long a step takes.
     return 1 if seconds_per_step is None else max(1, math.floor(DISPATCH_SECONDS / max(seconds_per_step, 1e-6)))
 
 
-def check_finite(step: int, logs: dict[str, float]) -> None:
-    """Stop where the total is not finite, naming the terms that are to blame."""
-    if np.isfinite(logs["loss/total"]):
-        return
-    terms = [name.removeprefix("loss/") for name, value in logs.items() if _is_bad(name, value)]
-    raise NonFiniteError(
-        f"the loss is not finite at step {step} ({', '.join(terms) or 'the sum of all terms'}); "
-        "lower the learning rates or clip the gradient, and start again from the last checkpoint"
-    )
+def check_finite(step: int, logs: Mapping[str, float]) -> None:
+    """Stop where the total or a gradient is not finite, naming the terms or the groups that are to blame."""
+    if not np.isfinite(logs["loss/total"]):
+        terms = [name.removeprefix("loss/") for name, value in logs.items() if _is_bad(name, value)]
+        blamed = ", ".join(terms) or "the sum of all terms"
+        raise NonFiniteError(f"the loss is not finite at step {step} ({blamed})", step, logs)
+    groups = [name.removeprefix("grad_norm/") for name in STOPPING if not np.isfinite(logs.get(name, 0.0))]
+    if groups:
+        raise NonFiniteError(f"the gradient is not finite at step {step} ({', '.join(groups)})", step, logs)
 
 
-def check_parameters(updates: int, state: TrainState) -> None:
-    """Stop before parameters that are not finite are saved or evaluated; the last update made them so."""
-    decomposition = jax.device_get(state.decomposition)
-    groups = {"V and U": decomposition.components, "the CI function": decomposition.ci_fn}
-    bad = [name for name, tree in groups.items() if not all(np.isfinite(x).all() for x in jax.tree.leaves(tree))]
+def check_state(updates: int, state: TrainState, logs: Mapping[str, float] | None = None) -> None:
+    """Stop before a state that is not finite is saved or evaluated; the last update made it so.
+
+    Args:
+        updates: made so far.
+        state: after them.
+        logs: scalars of the last of them.
+    """
+    groups = {
+        "V and U": state.decomposition.components,
+        "the CI function": state.decomposition.ci_fn,
+        "the moments": (state.training.components_optimizer, state.training.ci_fn_optimizer),
+        "the adversaries": state.training.adversaries,
+    }
+    bad = [name for name, sound in jax.device_get(_all_finite(groups)).items() if not sound]
     if bad:
-        raise NonFiniteError(
-            f"the parameters of {' and '.join(bad)} are not finite after {updates} updates; "
-            "lower the learning rates or clip the gradient, and start again from the last checkpoint"
-        )
+        found = f"the values of {' and '.join(bad)} are not finite after {updates} updates"
+        raise NonFiniteError(found, max(updates - 1, 0), logs)
+
+
+@jax.jit
+def _all_finite(groups: dict[str, PyTree[Array]]) -> dict[str, Bool[Array, ""]]:
+    """Whether each group is; where it lies, since only the answers leave the device."""
+    return {
+        name: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)] or [jnp.asarray(True)]))
+        for name, tree in groups.items()
+    }
 
 
 def _is_bad(name: str, value: float) -> bool:

@@ -251,6 +251,9 @@ def last_ascents(
 Draw = Callable[[Seed, Int[Array, ""]], Shaped[Array, "..."]]
 
 
+# Scalars without which no step follows.
+STOPPING = ("loss/total", "grad_norm/components", "grad_norm/ci_fn")
+
 _Carry = tuple[Int[Array, ""], TrainState, Logs]
 
 
@@ -264,7 +267,7 @@ def run_steps(
 ) -> tuple[TrainState, Logs]:
     """Up to ``n`` steps in one program; ``n`` is a traced trip count, so one compile serves every dispatch.
 
-    Stops after a step whose total is not finite.
+    Stops after a step whose total or gradients are not finite.
 
     Args:
         problem: the static part.
@@ -287,7 +290,8 @@ def run_steps(
 
     def proceed(carry: _Carry) -> Array:
         done, _, logs = carry
-        return (done < n) & ((done == 0) | jnp.isfinite(logs["loss/total"]))
+        sound = [jnp.isfinite(logs[name]) for name in STOPPING]
+        return (done < n) & ((done == 0) | jnp.all(jnp.stack(sound)))
 
     empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, state)[1])
     _, state, logs = jax.lax.while_loop(proceed, body, (jnp.zeros_like(n), state, empty))
