@@ -15,6 +15,7 @@ ROOMS = (
     "cache",
     "machine",
     "placement",
+    "hosts",
     "decomposition",
     "config",
     "importance",

@@ -43,9 +43,24 @@ def train(
     override: Annotated[
         bool, typer.Option("--override-config", help="Go on with a run that has begun with other values.")
     ] = False,
+    distributed: Annotated[
+        bool,
+        typer.Option("--distributed", help="One of several processes, which the scheduler's environment tells of."),
+    ] = False,
+    coordinator: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="One of several processes; where the first of them listens.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="With --coordinator: how many there are.", min=1)] = None,
+    process_id: Annotated[
+        int | None, typer.Option(help="With --coordinator: number of this one, from 0.", min=0)
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Decompose a network; prints the run directories on its last lines, one a line."""
+    if coordinator is not None or processes is not None or process_id is not None or distributed:
+        from vpd.commands.processes import join_processes
+
+        join_processes(distributed, coordinator, processes, process_id)
     from vpd.commands.train import train_command
 
     raise typer.Exit(train_command(sources, out_dir, run_id, steps, seed, seeds, jobs, override, quiet))

@@ -17,6 +17,7 @@ from jaxtyping import Array
 from vpd.data.feed import Batches, Given, HostBatches, Reader
 from vpd.errors import NonFiniteError, RunError
 from vpd.experiment import Experiment, put_given
+from vpd.hosts import gathered, is_first
 from vpd.run_directory import RunDirectory, write_atomically
 from vpd.targets import Target
 from vpd.training.diagnosis import (
@@ -98,9 +99,9 @@ class _Again:
         problem = experiment.problem
         self._since, self._extents = since, extents
         self.sites: dict[str, BySite] = {what: by_matrix(problem, found) for what, found in extents.in_order().items()}
-        left = jax.device_get(jax.jit(partial(component_extents, problem))(after.decomposition.components))
+        left = gathered(jax.jit(partial(component_extents, problem))(after.decomposition.components))
         self.sites |= {f"V{AFTER}": by_matrix(problem, left.V), f"U{AFTER}": by_matrix(problem, left.U)}
-        self._ci_after = jax.device_get(jax.jit(ci_extents)(after.decomposition))
+        self._ci_after = gathered(jax.jit(ci_extents)(after.decomposition))
 
     def as_record(self, first: tuple[str, str] | None) -> Dump:
         names = dict.fromkeys(site for by_site in self.sites.values() for site in by_site)
@@ -153,7 +154,7 @@ def _made_again(
             return None
         batch = batches(seed, jnp.asarray(step, jnp.int32))
         look = jax.jit(partial(step_extents, experiment.problem))
-        extents = jax.device_get(look(experiment.target, state, batch, seed))
+        extents = gathered(look(experiment.target, state, batch, seed))
         after, _ = program(
             experiment.target, state, jnp.asarray(1, jnp.int32), seed, put_given(experiment, reader.take(1))
         )
@@ -191,7 +192,8 @@ def _norm(parts: Mapping[str, Extent]) -> float:
 
 
 def _write(path: Path, dump: Dump) -> None:
-    write_atomically(path, json.dumps(_spelt(dump), indent=1) + "\n")
+    if is_first():
+        write_atomically(path, json.dumps(_spelt(dump), indent=1) + "\n")
 
 
 def _spelt(value: object) -> object:

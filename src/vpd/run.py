@@ -36,6 +36,7 @@ from vpd.experiment import (
     reopened_target,
     state_template,
 )
+from vpd.hosts import first_does, first_says, gathered, in_any, is_first, several
 from vpd.machine import common_facts, return_freed_memory, spared_seconds, use_compile_cache
 from vpd.nonfinite import Compiled, leave_dump
 from vpd.objective.total import persistent_terms
@@ -46,7 +47,6 @@ from vpd.run_directory import (
     create_run_directory,
     directory_name,
     refuse_unwritable,
-    write_atomically,
 )
 from vpd.signals import StopSignals
 from vpd.targets import LanguageModel
@@ -124,11 +124,13 @@ def _run(
     override: bool,
 ) -> Outcome:
     use_compile_cache(config.runtime.compilation_cache_dir)
+    if not is_first():
+        quiet, notify = True, _say_nothing
     placement = placement_from(config.runtime, config.pd.batch_size, notify)
     path = run_path(config, name)
     config = config.model_copy(update={"run_id": path.name, "out_dir": str(path.parent)})
-    directory, changes = RunDirectory(path), Changes((), ())
-    if path.exists():
+    directory, changes = RunDirectory(path, is_first()), Changes((), ())
+    if first_says(path.exists()):
         changes = refuse_another_run(directory, config, override)
         experiment = build(config, reopened_target(directory, config, traced), data=data)
     else:
@@ -136,23 +138,27 @@ def _run(
         experiment = build(config, traced, quiet, data=data)
         facts = _facts(experiment, path.name, traced or experiment.target)
         stored = target_bytes(experiment.target) if isinstance(experiment.target, Toy) else None
-        directory = create_run_directory(path, dump_run_file(config), facts, stored)
+        first_does(lambda: create_run_directory(path, dump_run_file(config), facts, stored))
     with directory.locked():
         if directory.read_facts().get("status") == "finished" and not changes.trajectory:
             notify(f"{path} is finished already; give it another run_id to train it again")
-            if not (path / "report.html").exists():
+            if is_first() and not (path / "report.html").exists():
                 write_report(path)
             return Outcome(directory, True, None)
         directory.sweep()
         if changes.trajectory:
-            _override(directory, experiment, changes)
+            first_does(lambda: _override(directory, experiment, changes))
         # What may change without another trajectory, such as a cadence, is pinned as it is now.
-        write_atomically(directory.config, dump_run_file(config))
+        first_does(lambda: directory.pin(dump_run_file(config)))
         with (
             Checkpoints(directory.checkpoints, config.cadence.keep_last_n_checkpoints) as checkpoints,
             nullcontext() if placement is None else jax.set_mesh(placement.mesh),
         ):
             return _train(checkpoints, place(experiment, placement), directory, quiet, notify, signals)
+
+
+def _say_nothing(_: str) -> None:
+    """The first process of a run speaks for all."""
 
 
 def refuse_another_run(directory: RunDirectory, config: RunConfig, override: bool = False) -> Changes:
@@ -283,8 +289,8 @@ def _train(
         found = checkpoints.newest(lambda step: checkpoints.load_state(step, template))
         return _beginning(experiment, directory) if found is None else put_state(experiment, found.value)
 
-    with signals.deferred() as stopped:
-        raise leave_dump(failed, experiment, directory, program, last_good, stopped, notify)
+    with signals.deferred() as asked:
+        raise leave_dump(failed, experiment, directory, program, last_good, in_any(asked), notify)
 
 
 def _steps(
@@ -305,12 +311,13 @@ def _steps(
     seed, batches = jnp.asarray(pd.seed, jnp.uint32), experiment.train_batch
     with (
         training_meter(pd.steps, start, quiet) as meter,
-        signals.deferred() as stopped,
+        signals.deferred() as asked,
         Reader(batches, start) as reader,
         _Recorder(
-            experiment, directory, _suite(experiment), open_records(config, directory, start), stopped
+            experiment, directory, _suite(experiment), open_records(config, directory, start), in_any(asked)
         ) as recorder,
     ):
+        stopped = in_any(asked)
 
         def progress(step: int, logs: Mapping[str, float]) -> None:
             checkpoints.check()
@@ -359,7 +366,7 @@ class _Clock:
 def _close(directory: RunDirectory, status: str, seconds: float) -> None:
     """Say how the run ended, and report what it has recorded."""
     directory.update_facts(status=status, seconds=round(seconds, 1))
-    if directory.metrics.exists():
+    if directory.writes and directory.metrics.exists():
         write_report(directory.path)
 
 
@@ -450,8 +457,12 @@ class _Recorder:
     def _draw(self, config: Eval, what: Pass, found: Evaluation, state: TrainState) -> Path | None:
         samples = self._samples(state)
         self._go_on()
-        target, path = self._experiment.target, self._directory.path
-        return write_figures(path, config.metrics, what, found, target, state.decomposition, samples)
+        target, decomposition = self._experiment.target, state.decomposition
+        if several():
+            target, decomposition = gathered((target, decomposition))
+        if not self._directory.writes:
+            return None
+        return write_figures(self._directory.path, config.metrics, what, found, target, decomposition, samples)
 
     def _samples(self, state: TrainState) -> Mapping[str, object] | None:
         """Text under each masking; token ids alone where the tokenizer is not at hand."""

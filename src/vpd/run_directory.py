@@ -41,9 +41,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths and small files of one run; checkpoints, figures and the report have writers of their own."""
+    """Paths and small files of one run; checkpoints, figures and the report have writers of their own.
+
+    Attributes:
+        path: the folder.
+        writes: False in a process of the run that leaves writing to another; its calls then change nothing.
+    """
 
     path: Path
+    writes: bool = True
 
     @property
     def config(self) -> Path:
@@ -91,17 +97,23 @@ class RunDirectory:
             )
         return facts
 
+    def pin(self, config: str) -> None:
+        """Replace the pinned run file."""
+        if self.writes:
+            write_atomically(self.config, config)
+
     def update_facts(self, **changes: object) -> None:
         """Replace some of the facts."""
         self.write_facts(self.read_facts() | changes)
 
     def write_facts(self, facts: Mapping[str, object]) -> None:
         """Replace all of the facts."""
-        write_atomically(self.facts, json.dumps(dict(facts), indent=2) + "\n")
+        if self.writes:
+            write_atomically(self.facts, json.dumps(dict(facts), indent=2) + "\n")
 
     def keep_records(self, keep: Callable[[Facts], bool]) -> None:
         """Drop the records for which ``keep`` is false, and a last line that was cut short."""
-        if not self.metrics.exists():
+        if not (self.writes and self.metrics.exists()):
             return
         lines = self.metrics.read_bytes().split(b"\n")[:-1]
         kept = [line + b"\n" for number, line in enumerate(lines, 1) if keep(self._record(number, line))]
@@ -118,6 +130,8 @@ class RunDirectory:
 
     def append_record(self, record: Mapping[str, object]) -> None:
         """Add one record as one line in one write; a disk without room for all of it gets none of it."""
+        if not self.writes:
+            return
         line = (json.dumps(finite(record)) + "\n").encode()
         descriptor = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -133,12 +147,14 @@ class RunDirectory:
 
     def drop_figures_after(self, step: int) -> None:
         """Remove figures of states that are computed again."""
-        for folder in (self.path / "figures").glob("*"):
+        for folder in (self.path / "figures").glob("*") if self.writes else ():
             if folder.name.isdecimal() and int(folder.name) > step:
                 shutil.rmtree(folder)
 
     def sweep(self) -> None:
         """Remove drafts that a killed process left; only for the process that holds the run."""
+        if not self.writes:
+            return
         for draft in (*self.path.glob(".*.*"), *self.path.glob("nonfinite/.*"), *self.path.glob("figures/.*")):
             if draft.is_dir():
                 shutil.rmtree(draft)
@@ -152,6 +168,9 @@ class RunDirectory:
         Raises:
             RunError: where another process holds it.
         """
+        if not self.writes:
+            yield
+            return
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

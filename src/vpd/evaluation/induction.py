@@ -15,6 +15,7 @@ from vpd.data.induction import seen_before
 from vpd.decomposition import SiteMask
 from vpd.evaluation.accumulate import in_order
 from vpd.evaluation.toy import Metrics, VerdictRow, verdict_row
+from vpd.hosts import gathered
 from vpd.targets import Induction, clean_forward, kl, masked_forward
 from vpd.training.state import Decomposition
 from vpd.training.step import Problem, lower_importances
@@ -156,7 +157,7 @@ class InductionProbe:
 
 def _total(batches: Iterable[Tree]) -> Tree:
     """The sum of pytrees of sums, on the host."""
-    return reduce(lambda a, b: jax.tree.map(np.add, a, b), (jax.device_get(batch) for batch in batches))
+    return reduce(lambda a, b: jax.tree.map(np.add, a, b), (gathered(batch) for batch in batches))
 
 
 def _metrics(sums: Sums, ablated: Ablated, removed: Removed) -> Metrics:

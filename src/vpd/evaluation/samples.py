@@ -14,6 +14,7 @@ from vpd.data.tokenizer import TextTokenizer
 from vpd.decomposition import Activation, Factored, SiteMask, dense
 from vpd.decomposition.site import made
 from vpd.evaluation.maskings import Importances, Masking, masks_of
+from vpd.hosts import gathered
 from vpd.objective import Scene
 from vpd.randomness import Seed, stream
 from vpd.targets import LanguageModel, masked_site_outputs, recorded_forward
@@ -138,7 +139,7 @@ class Writer:
 
     def write(self, decomposition: Decomposition) -> Tokens:
         """The ends of the prompts and what follows them."""
-        new = jax.device_get(self._program(self._target, decomposition, self._prompts, self._seed))
+        new = gathered(self._program(self._target, decomposition, self._prompts, self._seed))
         by_masking = {name: np.asarray(ids).tolist() for name, ids in zip((TARGET, *SHOWN), new, strict=True)}
         return Tokens(np.asarray(self._prompts)[:, -TAIL:].tolist(), by_masking)
 

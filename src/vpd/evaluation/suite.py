@@ -47,6 +47,7 @@ from vpd.evaluation.weights import (
     relative_deltas,
     singular_values,
 )
+from vpd.hosts import gathered, several
 from vpd.objective import AdversaryState, Faithfulness, Minimality, Persistent, ReconTerm
 from vpd.objective.build import recon_term, term_from
 from vpd.objective.recon import FreshPGD
@@ -178,9 +179,9 @@ class Suite:
             numbers = (jnp.asarray(v, jnp.int32) for v in (step, first, i))
             given = given_from(self._batches, first + i, 1)
             device = self._run(self._target, decomposition, dict(adversaries), *numbers, seed, given)
-            one, squares = jax.device_get(device)
+            one, squares = gathered(device)
             weights = weights or [squares]
-            each.append(jax.device_get(without_channels(one)))
+            each.append(gathered(without_channels(one)))
             summed = [added(summed[0], one) if summed else one]
         go_on()
         sites, squares = self._problem.sites, weights[0]
@@ -199,7 +200,7 @@ class Suite:
             stretch = (jnp.asarray(v, jnp.int32) for v in (first, n))
             health = self._health(self._target, decomposition, dict(adversaries), *stretch, seed, given)
             deltas = relative_deltas(sites, squares)
-            signs, moved = jax.device_get(health)
+            signs, moved = gathered(health)
             found.health = health_of(self._problem, signs, moved, deltas, self._known, step)
         if isinstance(self._target, TMS | ResidMLP):
             self._judge(found, self._target, decomposition)
@@ -215,8 +216,10 @@ class Suite:
 
     def _judge(self, found: Evaluation, target: FeatureToy, decomposition: Decomposition) -> None:
         """Add what the known mechanisms of a toy say."""
-        lower = jax.device_get(self._probe(target, decomposition, probe_batch(target)))
+        lower = gathered(self._probe(target, decomposition, probe_batch(target)))
         found.single_features = {site: np.asarray(ci, np.float32) for site, ci in in_order(lower, self._sites).items()}
+        if several():
+            target, decomposition = gathered((target, decomposition))
         truth = match_to_truth(target, decomposition, found.single_features)
         errors = identity_metrics(self._eval.metrics, found.single_features)
         found.metrics |= errors | truth_metrics(truth)

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from vpd.decomposition import ComponentSet, Site, members_in_order, site_delta, unstacked
+from vpd.hosts import gathered
 from vpd.objective.faithfulness import site_weight
 
 BySite = Mapping[str, Float[Array | np.ndarray, "..."]]
@@ -102,7 +102,7 @@ def effective_rank(values: Float[np.ndarray, " k"]) -> float:
 
 def rank_metrics(key: str, sites: Sequence[Site], values: Mapping[str, BySite]) -> dict[str, float]:
     """EffectiveRank: ``<key>/<site>/weight`` of W, ``…/subcomponents`` of V U."""
-    single = {of: unstacked(jax.device_get(dict(by_site)), sites) for of, by_site in values.items()}
+    single = {of: unstacked(gathered(dict(by_site)), sites) for of, by_site in values.items()}
     return {
         f"{key}/{name}/{of}": effective_rank(np.asarray(by_site[name]))
         for _, _, name in members_in_order(sites)

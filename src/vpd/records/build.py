@@ -43,7 +43,7 @@ def open_records(config: RunConfig, directory: RunDirectory, start: int) -> Sink
         directory: the run directory, which this process holds.
         start: step that the run begins at or goes on from.
     """
-    others = _named(config, directory, start)
+    others = _named(config, directory, start) if directory.writes else {}
     return Several([MetricsFile(directory), *(Aside(name, open_sink, say) for name, open_sink in others.items())])
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vpd.errors import RunError
+from vpd.hosts import first_does, several
 from vpd.training.manifest import DamagedCheckpointError, Leaf, LeafRecord, Manifest, Records, read_manifest
 from vpd.training.state import Decomposition, TrainState
 
@@ -115,7 +116,8 @@ class Checkpoints:
         Raises:
             RunError: it has.
         """
-        if self._manager is not None and not self._manager.is_saving_in_progress():
+        # Several processes wait together, at the next save.
+        if self._manager is not None and not several() and not self._manager.is_saving_in_progress():
             self.wait()
 
     def wait(self) -> None:
@@ -173,7 +175,7 @@ class Checkpoints:
         while aside.exists():
             number += 1
             aside = self._directory / f"{step}{ASIDE}-{number}"
-        os.rename(self._directory / str(step), aside)
+        first_does(lambda: os.rename(self._directory / str(step), aside))
         self._writer.reload()
         return aside
 
@@ -243,7 +245,7 @@ class Checkpoints:
 
     def _restore(self, step: int, item: str, expected: Records) -> dict[str, np.ndarray]:
         """Leaves of an item on the host, each with its checksum."""
-        folder, device = self._directory / str(step), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        folder, device = self._directory / str(step), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         wanted = {
             name: jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype), sharding=device)
             for name, leaf in expected.items()
@@ -254,7 +256,7 @@ class Checkpoints:
         # Through the host: restored arrays are committed to their device, and programs would be compiled anew for them.
         leaves = {name: np.asarray(restored[name]) for name in wanted}
         for name, leaf in leaves.items():
-            if expected[name].crc32 and LeafRecord.of(leaf) != expected[name]:
+            if not expected[name].is_of(leaf):
                 raise DamagedCheckpointError(folder, f"{item}.{name} has other bytes than were saved")
         return leaves
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree
 
 from vpd.errors import NonFiniteError
+from vpd.hosts import first_says
 from vpd.objective.total import HIDDEN
 from vpd.training.state import TrainState
 from vpd.training.step import STOPPING, Logs
@@ -104,7 +105,8 @@ def train(
         start = time.perf_counter()
         state, device_logs = program(state, jnp.asarray(n, jnp.int32))
         values = {name: float(value) for name, value in jax.device_get(device_logs).items()}
-        seconds_per_step = (time.perf_counter() - start) / n
+        # All processes of a run make as many steps a dispatch.
+        seconds_per_step = first_says((time.perf_counter() - start) / n)
         t = int(state.training.step)
         resting = {f"loss/{name}" for name, first in (first_steps or {}).items() if t - 1 < first}
         logs = {name: value for name, value in values.items() if name.removesuffix(f"/{HIDDEN}") not in resting}
