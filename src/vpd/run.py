@@ -131,7 +131,7 @@ def _run(
         facts = _facts(experiment, path.name, traced or experiment.target)
         stored = target_bytes(experiment.target) if isinstance(experiment.target, Toy) else None
         directory = create_run_directory(path, dump_run_file(config), facts, stored)
-    with directory.locked():
+    with directory.locked() as check_place:
         if directory.read_facts().get("status") == "finished" and not changes.trajectory:
             notify(f"{path} is finished already; give it another run_id to train it again")
             if not (path / "report.html").exists():
@@ -143,7 +143,7 @@ def _run(
         # What may change without another trajectory, such as a cadence, is pinned as it is now.
         write_atomically(directory.config, dump_run_file(config))
         with Checkpoints(directory.checkpoints, config.cadence.keep_last_n_checkpoints) as checkpoints:
-            return _train(checkpoints, experiment, directory, quiet, notify, signals)
+            return _train(checkpoints, experiment, directory, quiet, notify, signals, check_place)
 
 
 def refuse_another_run(directory: RunDirectory, config: RunConfig, override: bool = False) -> Changes:
@@ -250,6 +250,7 @@ def _train(
     quiet: bool,
     notify: Callable[[str], None],
     signals: StopSignals,
+    check_place: Callable[[], None],
 ) -> Outcome:
     clock = _Clock(directory)
     with spared_seconds() as spared:
@@ -263,7 +264,7 @@ def _train(
     if found is not None:
         notify(f"going on with {directory.path} from step {int(state.training.step)}")
     try:
-        return _steps(program, state, checkpoints, experiment, directory, quiet, signals, clock)
+        return _steps(program, state, checkpoints, experiment, directory, quiet, signals, clock, check_place)
     except NonFiniteError as error:
         failed = error.with_traceback(None)  # its frames hold the state
     _close(directory, "failed", clock.seconds())
@@ -287,6 +288,7 @@ def _steps(
     quiet: bool,
     signals: StopSignals,
     clock: "_Clock",
+    check_place: Callable[[], None],
 ) -> Outcome:
     """The steps that are left, and how the run ended."""
     config, pd, start = experiment.config, experiment.config.pd, int(state.training.step)
@@ -304,12 +306,19 @@ def _steps(
     ):
 
         def progress(step: int, logs: Mapping[str, float]) -> None:
+            check_place()
             checkpoints.check()
             meter(step, logs)
 
-        callbacks = Callbacks(
-            log=recorder.log, save=checkpoints.save, evaluate=recorder.evaluate, progress=progress, stopped=stopped
-        )
+        def log(step: int, logs: Mapping[str, float]) -> None:
+            check_place()
+            recorder.log(step, logs)
+
+        def save(state: TrainState) -> None:
+            check_place()
+            checkpoints.save(state)
+
+        callbacks = Callbacks(log=log, save=save, evaluate=recorder.evaluate, progress=progress, stopped=stopped)
         try:
             state, finished = train(
                 lambda state, n: program(experiment.target, state, n, seed, reader.take(int(n))),
@@ -320,7 +329,7 @@ def _steps(
                 {name: spec.first_step for name, (_, spec) in persistent_terms(experiment.problem.terms).items()},
             )
             if not finished:
-                checkpoints.save(state)
+                save(state)
             checkpoints.wait()
         except (RunError, OSError):
             with suppress(OSError, RunError):  # a disk that is full or gone refuses this too
