@@ -139,7 +139,7 @@ def _run(
         facts = _facts(experiment, path.name, traced or experiment.target)
         stored = target_bytes(experiment.target) if isinstance(experiment.target, Toy) else None
         first_does(lambda: create_run_directory(path, dump_run_file(config), facts, stored))
-    with directory.locked():
+    with directory.locked() as check_place:
         if directory.read_facts().get("status") == "finished" and not changes.trajectory:
             notify(f"{path} is finished already; give it another run_id to train it again")
             if is_first() and not (path / "report.html").exists():
@@ -154,7 +154,7 @@ def _run(
             Checkpoints(directory.checkpoints, config.cadence.keep_last_n_checkpoints) as checkpoints,
             nullcontext() if placement is None else jax.set_mesh(placement.mesh),
         ):
-            return _train(checkpoints, place(experiment, placement), directory, quiet, notify, signals)
+            return _train(checkpoints, place(experiment, placement), directory, quiet, notify, signals, check_place)
 
 
 def _say_nothing(_: str) -> None:
@@ -265,6 +265,7 @@ def _train(
     quiet: bool,
     notify: Callable[[str], None],
     signals: StopSignals,
+    check_place: Callable[[], None],
 ) -> Outcome:
     clock = _Clock(directory)
     with spared_seconds() as spared:
@@ -278,7 +279,7 @@ def _train(
     if found is not None:
         notify(f"going on with {directory.path} from step {int(state.training.step)}")
     try:
-        return _steps(program, state, checkpoints, experiment, directory, quiet, signals, clock)
+        return _steps(program, state, checkpoints, experiment, directory, quiet, signals, clock, check_place)
     except NonFiniteError as error:
         failed = error.with_traceback(None)  # its frames hold the state
     _close(directory, "failed", clock.seconds())
@@ -302,6 +303,7 @@ def _steps(
     quiet: bool,
     signals: StopSignals,
     clock: "_Clock",
+    check_place: Callable[[], None],
 ) -> Outcome:
     """The steps that are left, and how the run ended."""
     config, pd, start = experiment.config, experiment.config.pd, int(state.training.step)
@@ -320,12 +322,19 @@ def _steps(
         stopped = in_any(asked)
 
         def progress(step: int, logs: Mapping[str, float]) -> None:
+            check_place()
             checkpoints.check()
             meter(step, logs)
 
-        callbacks = Callbacks(
-            log=recorder.log, save=checkpoints.save, evaluate=recorder.evaluate, progress=progress, stopped=stopped
-        )
+        def log(step: int, logs: Mapping[str, float]) -> None:
+            check_place()
+            recorder.log(step, logs)
+
+        def save(state: TrainState) -> None:
+            check_place()
+            checkpoints.save(state)
+
+        callbacks = Callbacks(log=log, save=save, evaluate=recorder.evaluate, progress=progress, stopped=stopped)
         try:
             state, finished = train(
                 lambda state, n: program(experiment.target, state, n, seed, put_given(experiment, reader.take(int(n)))),
@@ -336,7 +345,7 @@ def _steps(
                 {name: spec.first_step for name, (_, spec) in persistent_terms(experiment.problem.terms).items()},
             )
             if not finished:
-                checkpoints.save(state)
+                save(state)
             checkpoints.wait()
         except (RunError, OSError):
             with suppress(OSError, RunError):  # a disk that is full or gone refuses this too

@@ -162,14 +162,17 @@ class RunDirectory:
                 draft.unlink()
 
     @contextmanager
-    def locked(self) -> Generator[None]:
+    def locked(self) -> Generator[Callable[[], None]]:
         """Hold the run: a second process that trains it is refused.
 
+        Yields what makes sure that the path still is the folder that is held: where a file system has gone, what is
+        written there next would make it anew, in another place.
+
         Raises:
-            RunError: where another process holds it.
+            RunError: where another process holds it; by what is yielded, where the path is another folder or none.
         """
         if not self.writes:
-            yield
+            yield lambda: None
             return
         with (self.path / ".lock").open("w") as file:
             try:
@@ -178,7 +181,19 @@ class RunDirectory:
                 raise RunError(
                     f"another process is training {self.path}; wait for it, or give this run another run_id"
                 ) from None
-            yield
+
+            def check() -> None:
+                try:
+                    same = os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+                except OSError:
+                    same = False
+                if not same:
+                    raise RunError(
+                        f"{self.path} is gone, or another folder is in its place; what was saved is where it was: "
+                        "bring its file system back, and start again"
+                    )
+
+            yield check
 
 
 def create_run_directory(path: Path, config: str, facts: Mapping[str, object], target: bytes | None) -> RunDirectory:

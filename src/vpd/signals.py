@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT: at once where there is nothing to save, after the current dispatch where there is."""
 
+import _thread
 import os
 import signal
 import sys
@@ -44,12 +45,15 @@ class StopSignals:
             if self._watch is not None:
                 self._watch.begin()
             self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            self._tell, sys.unraisablehook = sys.unraisablehook, self._ask_again
         return self
 
     def __exit__(self, *_: object) -> None:
         """Give them back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]  # what signal.signal returned
+        if self._before:
+            sys.unraisablehook = self._tell
         if self._before and self._watch is not None:
             self._watch.end()
 
@@ -68,6 +72,14 @@ class StopSignals:
         self._asked.set()
         if not self._deferring:
             raise Stopped(NOTHING_SAVED)
+
+    def _ask_again(self, lost: "sys.UnraisableHookArgs") -> None:
+        """What is raised within a callback of the garbage collector ends there: the signal is to come once more."""
+        if isinstance(lost.exc_value, Stopped):
+            # From here it would be raised within the callback once more.
+            threading.Timer(0.01, _thread.interrupt_main, [signal.SIGTERM]).start()
+        else:
+            self._tell(lost)
 
 
 class _Watch:

@@ -84,15 +84,15 @@ def lose(run: Path) -> None:
 
 
 def find_again(run: Path) -> None:
-    for left in run.parent.iterdir():
-        pytest.fail(f"something was written where the lost file system had been: {left}")
+    """A save that was under way may end where the lost one had been, below the mount; nothing else is written there."""
+    assert {path.name for path in run.glob("*")} <= {"checkpoints"}
     mount("--bind", run.parent.with_name("kept"), run.parent)
 
 
 FAULTS: list[tuple[str, Callable[[Path], None], Callable[[Path], None], dict[int, str]]] = [
     ("full disk", fill, make_room, {1: "No space left on device", 2: "can't save a checkpoint"}),
     ("read-only checkpoints", read_only_checkpoints, writable_checkpoints, {2: "can't save a checkpoint"}),
-    ("lost file system", lose, find_again, {1: "the file system refused", 2: "can't save a checkpoint"}),
+    ("lost file system", lose, find_again, {2: "is gone, or another folder is in its place"}),
 ]
 
 

@@ -21,7 +21,9 @@ from tiny_run import (
 )
 
 from vpd import run as a_run
+from vpd.errors import Stopped
 from vpd.run_directory import RunDirectory
+from vpd.signals import StopSignals
 from vpd.targets import build
 
 
@@ -193,3 +195,18 @@ def test_an_evaluation_is_abandoned(step: int, finished: Path, tmp_path: Path) -
     code, _, err = finish(start("train", write_file(tmp_path), "--out-dir", tmp_path / "runs", "--quiet"))
     assert code == 0, err
     assert_same_run(finished, run)
+
+
+class _SignalledWhenFreed:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        sum(range(1000))
+
+
+def test_a_signal_in_a_callback_that_swallows_errors() -> None:
+    """What a handler raises while something is freed goes nowhere; the signal is not lost with it."""
+    with pytest.raises(Stopped), StopSignals():
+        freed = _SignalledWhenFreed()
+        del freed
+        for _ in range(1000):
+            time.sleep(0.001)
