@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vpd.errors import FamilyError, NonFiniteError, Stopped, VpdError
+from vpd.errors import FamilyError, NonFiniteError, PeerError, Stopped, VpdError
 from vpd.signals import StopSignals
 
 app = typer.Typer(
@@ -292,7 +292,7 @@ def main() -> None:
             app()
     except VpdError as error:
         _leave(str(error), 2)
-    except (NonFiniteError, FamilyError) as error:
+    except (NonFiniteError, FamilyError, PeerError) as error:
         _leave(str(error), 1)
     except Stopped as error:
         _leave(str(error), 75)

@@ -50,3 +50,7 @@ class NonFiniteError(Exception):
 
 class FamilyError(Exception):
     """Some of several runs failed and the others are finished; the message names them. Exit code 1."""
+
+
+class PeerError(Exception):
+    """Another process of the run is gone; the checkpoints are as they were. Exit code 1."""

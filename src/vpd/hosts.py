@@ -1,7 +1,8 @@
 """Several processes of one run, on one host or many: who is there, what they agree on, and what the first one does."""
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import jax
@@ -9,10 +10,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
-from vpd.errors import RunError, VpdError
+from vpd.errors import PeerError, RunError, VpdError
 
 Tree = TypeVar("Tree")
 
+# Seconds after which a process that says nothing counts as gone; the others are then ended.
+HEARTBEAT = 30
 # What a message of the first process to the others may take, in bytes.
 MESSAGE = 2048
 
@@ -32,7 +35,9 @@ def join(coordinator: str | None = None, processes: int | None = None, number: i
     # On a loopback address nothing outside this machine is to reach the coordinator; on another the others must.
     bind = coordinator if coordinator is not None and _is_loopback(coordinator) else None
     try:
-        jax.distributed.initialize(coordinator, processes, number, coordinator_bind_address=bind)
+        jax.distributed.initialize(
+            coordinator, processes, number, coordinator_bind_address=bind, heartbeat_timeout_seconds=HEARTBEAT
+        )
     except (ValueError, RuntimeError) as error:
         way = "run under srun or mpirun, or give --coordinator HOST:PORT --processes N --process-id I to each"
         raise RunError(
@@ -56,6 +61,24 @@ def several() -> bool:
 def is_first() -> bool:
     """Whether this process writes the records and speaks for the run."""
     return jax.process_index() == 0
+
+
+@contextmanager
+def lost_peers() -> Generator[None]:
+    """Say in one sentence that a collective failed because another process is gone.
+
+    Raises:
+        PeerError: it did.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not several():
+            raise
+        said = str(error).splitlines()[0][:200]
+        raise PeerError(
+            f"another process of the run is gone ({said}); start all of them again: the run goes on from its last save"
+        ) from None
 
 
 def in_any(mine: Callable[[], bool]) -> Callable[[], bool]:

@@ -36,7 +36,7 @@ from vpd.experiment import (
     reopened_target,
     state_template,
 )
-from vpd.hosts import first_does, first_says, gathered, in_any, is_first, several
+from vpd.hosts import first_does, first_says, gathered, in_any, is_first, lost_peers, several
 from vpd.machine import common_facts, return_freed_memory, spared_seconds, use_compile_cache
 from vpd.nonfinite import Compiled, leave_dump
 from vpd.objective.total import persistent_terms
@@ -109,7 +109,7 @@ def run(
     """
     if patience is not None:
         hush_late_writes()
-    with StopSignals(patience) as signals:
+    with StopSignals(patience) as signals, lost_peers():
         return _run(config, name, quiet, notify, signals, target, data, override)
 
 

@@ -1,9 +1,11 @@
 """Twenty steps of a workload on the devices of this process, written down for a comparison.
 
 ``python on_devices.py OUT WORKLOAD:PRESET …``: losses of every step, the state after them, and facts of the program.
+With HOST:PORT and a number in PEERS it is one of two processes, of which the first writes.
 """
 
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -19,6 +21,8 @@ from vpd.commands.bench import workload_experiment
 from vpd.config import read_run_file
 from vpd.config.document import read_document
 from vpd.experiment import Experiment, first_state, lower_program, place
+from vpd.hosts import gathered, is_first, join
+from vpd.training.checkpoint import named_leaves
 from vpd.training.placed import placement_from
 from vpd.training.state import TrainState
 
@@ -82,15 +86,18 @@ def main(out: Path, cases: list[str]) -> None:
                 experiment.target, state, jnp.asarray(1, jnp.int32), jnp.asarray(0, jnp.uint32), None
             )
             logs.append({key: float(value) for key, value in device_logs.items()})
+        facts = {"unlike": unlike(state)}
+        whole = gathered(state)
+        if not is_first():
+            continue
         leaves = jax.tree_util.tree_flatten_with_path(state)[0]
         named = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-        np.savez(out / f"{name}-{preset}-{jax.device_count()}.npz", **{n: np.asarray(x) for n, x in named.items()})
-        facts = {
+        np.savez(out / f"{name}-{preset}-{jax.device_count()}.npz", **named_leaves(whole))
+        facts |= {
             "logs": logs,
             "collectives": Counter(re.findall(rf" ({COLLECTIVES})(?:-start)?\(", text)),
             "argument_bytes": memory.argument_size_in_bytes,
             "temp_bytes": memory.temp_size_in_bytes,
-            "unlike": unlike(state),
             "split": {n: leaf.size // leaf.addressable_shards[0].data.size for n, leaf in named.items()},
         }
         (out / f"{name}-{preset}-{jax.device_count()}.json").write_text(json.dumps(facts))
@@ -109,4 +116,7 @@ def unlike(state: TrainState) -> list[str]:
 
 
 if __name__ == "__main__":
+    if peers := os.environ.get("PEERS"):
+        address, number = peers.split()
+        join(address, 2, int(number))
     main(Path(sys.argv[1]), sys.argv[2:])

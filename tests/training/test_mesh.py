@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from functools import cache
@@ -46,6 +47,32 @@ FAST = {("T", "ddp", 4), ("T", "fsdp", 8)}
 CASES = [
     pytest.param(*row, id="-".join(map(str, row)), marks=[] if row in FAST else [pytest.mark.slow]) for row in ROWS
 ]
+
+
+@pytest.mark.slow
+@pytest.mark.devices
+@pytest.mark.parametrize("workload", ["T", "R", "W"])
+def test_the_same_run_in_two_processes(noted: Any, tmp_path: Path, workload: str) -> None:
+    """Of two devices each. Under `ddp`: with split parameters XLA's own collectives on CPU don't keep their order."""
+    one, state = noted(workload, "ddp", 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    command = [sys.executable, str(SCRIPT), str(tmp_path), f"{workload}:ddp"]
+    envs = [os.environ | {"XLA_FLAGS": flags, "PEERS": f"{address} {number}"} for number in (0, 1)]
+    both = [subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) for env in envs]
+    said = [process.communicate(timeout=900)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    name = tmp_path / f"{workload}-ddp-4"
+    many = json.loads(Path(f"{name}.json").read_text())
+    assert many["unlike"] == [] and many["collectives"].get("all-reduce", 0) > 0
+    for a, b in zip(one["logs"], many["logs"], strict=True):
+        assert b == pytest.approx(a, rel=LOSSES)
+    with np.load(f"{name}.npz") as other:
+        for path, array in state.items():
+            if path.startswith("decomposition"):
+                assert np.linalg.norm(array - other[path]) <= PARAMETERS * np.linalg.norm(array), path
 
 
 @pytest.mark.devices

@@ -12,6 +12,7 @@ from vpd.errors import ConfigError
 from vpd.evaluation.course import diagnose_run
 from vpd.evaluation.report import read_records
 from vpd.face import read_with
+from vpd.hosts import is_first, several
 from vpd.progress import say
 from vpd.run import Outcome, refuse_another_run, run, run_id_of, run_path
 from vpd.run_directory import RunDirectory, refuse_unwritable
@@ -48,12 +49,15 @@ def train_command(
             raise ConfigError(f"run_id: two of the files mean the run directory {path}; give each a run_id of its own")
     for notice in dict.fromkeys(notice for read in plans for notice in read.notices):
         say(notice)
+    if len(plans) > 1 and several():
+        raise ConfigError("--coordinator, --distributed: several runs were given; several processes train one run")
     if len(plans) > 1 and override:
         raise ConfigError("--override-config: several runs were given; go on with one at a time")
     if len(plans) > 1:
         return _train_several(plans, paths, jobs, quiet)
     outcome = run(plans[0].config, plans[0].name, quiet, say, override=override, patience=PATIENCE)
-    _print_result(outcome)
+    if is_first():
+        _print_result(outcome)
     return 0 if outcome.finished else STOPPED
 
 
