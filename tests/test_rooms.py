@@ -27,6 +27,7 @@ ROOMS = (
     "experiment",
     "records",
     "run",
+    "planning",
     "pretrain",
     "analysis",
     "face",

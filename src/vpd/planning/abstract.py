@@ -77,7 +77,9 @@ def abstract_target(config: RunConfig, source: Path | None, sizes: Path | None) 
     if sizes is not None:
         raise ConfigError("--target-config: it gives the sizes of a language model, and this target says its own")
     if isinstance(block, PythonTarget):
-        raise ConfigError(f"target: {block.name} is a function that was traced in Python, which a run file does not have")
+        raise ConfigError(
+            f"target: {block.name} is a function that was traced in Python, which a run file does not have"
+        )
     make = partial(load_stored, block, config.target_kind) if isinstance(block, StoredTarget) else None
     if make is None:
         assert not isinstance(block, StoredTarget)

@@ -146,8 +146,8 @@ def temporaries_bound(experiment: Experiment, kept: Kept | None = None) -> Bound
     examples = config.pd.batch_size // (1 if placement is None else placement.batch_shards)
     kept = (kept or kept_for_backward(experiment)).on(examples)
     given = argument_bytes(experiment)
-    components, ci_fn = (_Trained.of(x) for x in (state.decomposition.components, state.decomposition.ci_fn))
-    parts = 4 * components.entries // max(given["V and U"], 1)
+    components = _Trained.of(state.decomposition.components, given["V and U"])
+    ci_fn = _Trained.of(state.decomposition.ci_fn, given["CI function"])
     positions = math.prod(leading_of(config, experiment.target)) // config.pd.batch_size * examples
     importance = positions * sum(site.depth * site.C for site in problem.sites) * c
     adversaries = state.training.adversaries
@@ -160,7 +160,7 @@ def temporaries_bound(experiment: Experiment, kept: Kept | None = None) -> Bound
         "kept for the CI function's backward": kept.ci,
         "importances": 2 * importance,
     }
-    sums = {"gradients of V and U": components.summed(parts), "gradients of importances": 2 * importance}
+    sums = {"gradients of V and U": components.here, "gradients of importances": 2 * importance}
     phases: dict[str, dict[str, int]] = {}
     for name, size in kept.ascents.items():
         own = {"kept for the forward's backward": size, "sources in motion": given["sources"] + sources}
@@ -168,38 +168,42 @@ def temporaries_bound(experiment: Experiment, kept: Kept | None = None) -> Bound
     for name, size in kept.terms.items():
         own = {
             "kept for the forward's backward": size,
-            "gradients of this term": components.gradients(c, parts) + importance + sources,
+            "gradients of this term": components.gradients(c) + importance + sources,
         }
         phases[name] = base | sums | own | softmaxes
     weights = [4 * site.depth * site.d_in * site.d_out for site in problem.sites]
-    phases["faithfulness and sparsity"] = base | sums | {"weight deltas": (sum(weights) + 2 * max(weights)) // parts}
-    backward = {"gradients of the CI function": ci_fn.gradients(c, parts), "gradients of its outputs": 2 * importance}
+    phases["faithfulness and sparsity"] = (
+        base | sums | {"weight deltas": _split(sum(weights) + 2 * max(weights), components)}
+    )
+    backward = {"gradients of the CI function": ci_fn.gradients(c), "gradients of its outputs": 2 * importance}
     phases["backward of the CI function"] = base | sums | backward
-    largest = max(components.largest, ci_fn.largest)
-    summed = components.summed(parts) + ci_fn.summed(parts)
-    phases["optimizers"] = {"gradients": summed, "one update": 2 * 4 * largest // parts}
+    update = max(_split(2 * 4 * of.largest, of) for of in (components, ci_fn))
+    summed = components.here + ci_fn.here
+    phases["optimizers"] = {"gradients": summed, "one update": update}
     return Bound(phases)
 
 
 @dataclass(frozen=True)
 class _Trained:
-    """Parameters of one group: entries of all, and of the largest array."""
+    """Parameters of one group: entries of all and of the largest array, and bytes of the float32 ones on one device."""
 
     entries: int
     largest: int
+    here: int
 
     @staticmethod
-    def of(tree: object) -> "_Trained":
+    def of(tree: object, here: int) -> "_Trained":
         """Those of a tree."""
-        return _Trained(_entries(tree), max(leaf.size for leaf in jax.tree.leaves(tree)))
+        return _Trained(_entries(tree), max(leaf.size for leaf in jax.tree.leaves(tree)), here)
 
-    def summed(self, parts: int) -> int:
-        """Bytes of their gradient, summed over the devices in float32."""
-        return 4 * self.entries // parts
+    def gradients(self, c: int) -> int:
+        """Bytes of their gradient while it is made; summed in float32 it takes what they take."""
+        return c * self.entries + self.here + (4 * self.largest if self.here < 4 * self.entries else 0)
 
-    def gradients(self, c: int, parts: int) -> int:
-        """Bytes of their gradient while it is made."""
-        return c * self.entries + self.summed(parts) + (4 * self.largest if parts > 1 else 0)
+
+def _split(size: int, like: _Trained) -> int:
+    """Bytes on one device of what is split as these parameters are."""
+    return size * like.here // (4 * like.entries)
 
 
 def _copies(experiment: Experiment, trained: int, c: int) -> int:
