@@ -29,6 +29,7 @@ ROOMS = (
     "records",
     "nonfinite",
     "run",
+    "planning",
     "pretrain",
     "analysis",
     "face",

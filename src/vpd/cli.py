@@ -250,6 +250,26 @@ def prepare_data(
 
 
 @app.command()
+def plan(
+    source: Annotated[Path, typer.Argument(metavar="CONFIG", help="Run file.", show_default=False)],
+    devices: Annotated[int, typer.Option(help="Accelerators to plan for.", show_default=False)],
+    hbm: Annotated[float, typer.Option(help="Memory of one of them, in gigabytes (10⁹ bytes).")] = 80.0,
+    target_config: Annotated[
+        Path | None, typer.Option(help="config.json of a language model whose weights are not on this machine.")
+    ] = None,
+    compute: Annotated[
+        str, typer.Option(help="auto, float32 or bfloat16; auto is what the run takes on accelerators.")
+    ] = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what a run would take on devices that need not be there: memory, operations, whether it fits."""
+    from vpd.commands.plan import plan_command
+
+    plan_command(source, devices, hbm, target_config, compute, as_json, quiet)
+
+
+@app.command()
 def bench(
     workload: Annotated[
         str, typer.Argument(help="T: a TMS 5-2 step at batch 4096; R: a ResidMLP-1 step at 2048.", show_default=False)

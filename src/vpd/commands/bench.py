@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -29,16 +28,13 @@ from vpd.config import read_run_file
 from vpd.config.run import RunConfig
 from vpd.config.targets import LMTarget, TokenData, ToyTarget
 from vpd.errors import VpdError
-from vpd.experiment import Experiment, build, first_state, leading_of, lower_program, state_template
+from vpd.experiment import Experiment, build, first_state, lower_program, state_template
 from vpd.machine import PACKAGES, return_freed_memory
+from vpd.planning.operations import counted_operations
 from vpd.progress import console
 from vpd.randomness import Seed, stream
-from vpd.targets import recorded_forward
-from vpd.targets.base import with_identities
 from vpd.targets.build import fresh_target
-from vpd.targets.layers import Resume
 from vpd.targets.simple_mlp_lm import init_simple_mlp_lm
-from vpd.training.cost import step_operations, trained_sizes
 from vpd.training.state import TrainState, state_bytes
 from vpd.training.step import Logs, run_steps
 
@@ -330,21 +326,7 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 def counted_gflop(experiment: Experiment, template: TrainState) -> float:
     """Operations of a step in billions, counted from shapes."""
-    leading = leading_of(experiment.config, experiment.target)
-    positions, sequence = math.prod(leading), math.prod(leading[1:])
-    trained = trained_sizes(template.decomposition)
-    matrices = with_identities(experiment.target.matrices())
-    parts = step_operations(experiment.problem, matrices, trained, positions, sequence, _resume(experiment))
-    return sum(parts.values()) / 1e9
-
-
-def _resume(experiment: Experiment) -> Resume | None:
-    """Where masked forwards begin; nothing is computed."""
-    problem, seed = experiment.problem, jnp.asarray(0, jnp.uint32)
-    if not problem.reuse_prefix:
-        return None
-    batch = jax.eval_shape(experiment.train_batch, seed, jnp.asarray(0, jnp.int32))
-    return jax.eval_shape(partial(recorded_forward, sites=problem.sites), experiment.target, batch).resume
+    return sum(counted_operations(experiment, template).values()) / 1e9
 
 
 def largest_constant_bytes(program: str) -> int:

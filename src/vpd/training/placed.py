@@ -22,9 +22,6 @@ OWN = ("bc", "bsc")
 def placement_from(runtime: Runtime, batch_size: int, say: Callable[[str], None] = lambda _: None) -> Placement | None:
     """The placement that a run file asks for on the devices that are there; None for a run on a single one.
 
-    Without a mesh a run takes as many devices as divide its batch: along ``fsdp`` where that splits parameters, else
-    along ``data``.
-
     Args:
         runtime: of the run file.
         batch_size: the global one.
@@ -33,18 +30,28 @@ def placement_from(runtime: Runtime, batch_size: int, say: Callable[[str], None]
     Raises:
         ConfigError: a mesh that does not fit the devices or the batch.
     """
-    there = len(jax.devices())
-    sizes = _asked(runtime.mesh, batch_size, there) if runtime.mesh else None
-    if sizes is None:
-        n = min(there, runtime.dp or there)
-        n = max(k for k in range(1, n + 1) if batch_size % k == 0)
-        if n < (runtime.dp or there):
-            said = f"runtime.dp asks for {runtime.dp} devices" if runtime.dp else f"there are {there} devices"
-            say(f"{said}; the run uses {n} of {there}, which divide pd.batch_size {batch_size}")
-        sizes = (n, 1, 1) if runtime.placement == "ddp" else (1, n, 1)
+    sizes = mesh_sizes(runtime, batch_size, len(jax.devices()), say)
     if math.prod(sizes) == 1:
         return None
     return Placement(mesh_of(sizes), runtime.placement)
+
+
+def mesh_sizes(
+    runtime: Runtime, batch_size: int, there: int, say: Callable[[str], None] = lambda _: None
+) -> tuple[int, ...]:
+    """Devices along each axis of the mesh that a run file asks for, where so many are there.
+
+    Without a mesh a run takes as many devices as divide its batch: along ``fsdp`` where that splits parameters, else
+    along ``data``. Arguments and errors as of :func:`placement_from`.
+    """
+    if runtime.mesh:
+        return _asked(runtime.mesh, batch_size, there)
+    n = min(there, runtime.dp or there)
+    n = max(k for k in range(1, n + 1) if batch_size % k == 0)
+    if n < (runtime.dp or there):
+        said = f"runtime.dp asks for {runtime.dp} devices" if runtime.dp else f"there are {there} devices"
+        say(f"{said}; the run uses {n} of {there}, which divide pd.batch_size {batch_size}")
+    return (n, 1, 1) if runtime.placement == "ddp" else (1, n, 1)
 
 
 def _asked(mesh: Mesh, batch_size: int, there: int) -> tuple[int, ...]:

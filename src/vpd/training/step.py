@@ -89,6 +89,28 @@ class Gradients(eqx.Module):
     adversaries: dict[str, AdversaryState]
 
 
+def clean_scene(
+    problem: Problem, target: Target, components: ComponentSet, batch: Shaped[Array, "..."]
+) -> tuple[Scene, dict[str, Activation]]:
+    """What the masked forwards of a step share, from one clean forward, and the clean inputs of the sites."""
+    net, x = cast_compute(problem, (target, batch))
+    clean, inputs, outputs, resume = jax.lax.stop_gradient(recorded_forward(net, x, problem.sites))
+    scene = Scene(
+        target=net,
+        components=cast_compute(problem, components),
+        batch=x,
+        clean=clean,
+        sites=problem.sites,
+        leading=leading_shape(problem, inputs),
+        use_delta=problem.use_delta,
+        remat=problem.remat,
+        clean_outputs=outputs,
+        resume=resume if problem.reuse_prefix else None,
+        remat_layers=problem.remat_layers,
+    )
+    return scene, inputs
+
+
 def step_gradients(
     problem: Problem,
     target: Target,
@@ -104,22 +126,8 @@ def step_gradients(
     decomposition, step, steps = state.decomposition, state.training.step, problem.steps
 
     # clean, site inputs
-    net, x = cast_compute(problem, (target, batch))
-    clean, inputs, outputs, resume = jax.lax.stop_gradient(recorded_forward(net, x, problem.sites))
+    scene, inputs = clean_scene(problem, target, decomposition.components, batch)
     weights = frozen_weights(target, batch, problem.sites)
-    scene = Scene(
-        target=net,
-        components=cast_compute(problem, decomposition.components),
-        batch=x,
-        clean=clean,
-        sites=problem.sites,
-        leading=leading_shape(problem, inputs),
-        use_delta=problem.use_delta,
-        remat=problem.remat,
-        clean_outputs=outputs,
-        resume=resume if problem.reuse_prefix else None,
-        remat_layers=problem.remat_layers,
-    )
 
     # ci: one evaluation; its pull-back runs after the main backward
     def evaluate_ci(ci_fn: CIFunction, components: ComponentSet) -> CausalImportances:
