@@ -28,7 +28,7 @@ from vpd.config import read_run_file
 from vpd.config.run import RunConfig
 from vpd.config.targets import LMTarget, TokenData, ToyTarget
 from vpd.errors import VpdError
-from vpd.experiment import Experiment, build, first_state, lower_program, state_template
+from vpd.experiment import Experiment, build, first_state, leading_of, lower_program, state_template
 from vpd.machine import PACKAGES, return_freed_memory
 from vpd.planning.operations import counted_operations
 from vpd.progress import console

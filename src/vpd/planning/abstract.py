@@ -80,11 +80,9 @@ def abstract_target(config: RunConfig, source: Path | None, sizes: Path | None) 
         raise ConfigError(
             f"target: {block.name} is a function that was traced in Python, which a run file does not have"
         )
-    make = partial(load_stored, block, config.target_kind) if isinstance(block, StoredTarget) else None
-    if make is None:
-        assert not isinstance(block, StoredTarget)
-        return jax.eval_shape(partial(fresh_target, block)), "the run file"
-    return _shapes(make()), str(block.run_path)
+    if isinstance(block, StoredTarget):
+        return _shapes(load_stored(block, config.target_kind)), str(block.run_path)
+    return jax.eval_shape(partial(fresh_target, block)), "the run file"
 
 
 def _shapes(target: AnyTarget) -> AnyTarget:

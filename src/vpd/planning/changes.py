@@ -116,7 +116,10 @@ def abstract_placement(config: RunConfig, devices: int) -> Placement | None:
         sizes = mesh_sizes(config.runtime, config.pd.batch_size, devices)
     except ConfigError:
         return None
-    return Placement(AbstractMesh(sizes, AXES), config.runtime.placement) if prod(sizes) == devices else None
+    if prod(sizes) != devices:
+        return None
+    mesh = AbstractMesh(sizes, AXES)
+    return Placement(mesh, config.runtime.placement)  # pyright: ignore[reportArgumentType]  # shardings ask for sizes alone
 
 
 def changes(experiment: Experiment, devices: int) -> Iterator[Change]:

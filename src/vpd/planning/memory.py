@@ -209,10 +209,11 @@ def _split(size: int, like: _Trained) -> int:
 def _copies(experiment: Experiment, trained: int, c: int) -> int:
     """Parameters in the dtype that they are multiplied in, whole: gathered where they are split."""
     placement, target = experiment.placement, experiment.target
-    split = placement is not None and placement.mesh.shape["fsdp"] * placement.mesh.shape["model"] > 1
-    masters = c * trained if c < 4 or (split and placement.preset != "ddp") else 0
+    parts = 1 if placement is None else placement.mesh.shape["fsdp"] * placement.mesh.shape["model"]
+    preset = "ddp" if placement is None or parts == 1 else placement.preset
+    masters = c * trained if c < 4 or preset != "ddp" else 0
     cast = sum(leaf.size * c for leaf in jax.tree.leaves(target) if leaf.dtype.itemsize != c)
-    if not split or placement.preset != "fsdp":
+    if preset != "fsdp":
         return masters + cast
     # A layer is gathered while the one before it is computed; what lies outside the layers is gathered whole.
     stacks = [run.stack for layers in layers_of(target) for run in layers]

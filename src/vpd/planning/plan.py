@@ -3,7 +3,7 @@
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from vpd.errors import ConfigError
 from vpd.experiment import Experiment, lower_program, state_template
 from vpd.planning.abstract import Compute, abstract_experiment, abstract_target, for_accelerators
 from vpd.planning.changes import Change, Tried, smallest_change
-from vpd.planning.memory import Bound, argument_bytes, temporaries_bound
+from vpd.planning.memory import Bound, Role, argument_bytes, temporaries_bound
 from vpd.planning.operations import counted_operations, grouped
 from vpd.planning.program import Collective, program_work
 from vpd.training.placed import mesh_sizes, placement_from
@@ -27,7 +27,7 @@ MOST_DEVICES = 1024
 CHEAP_SECONDS = 120.0
 # The CPU multiplies bfloat16 in float32. Moved out of the loops over layers, that would be a wide copy of all weights
 # at once, which no accelerator has: the plan's program is compiled without the pass that moves it.
-COMPILED = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+COMPILED: dict[str, str | bool] = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ class Plan:
         """Plain values, sums included."""
         memory = self.compiled.memory
         found = asdict(self)
-        found["operations"] = {"parts": self.operations, "groups": grouped(self.operations)}
-        found["operations"]["total"] = sum(self.operations.values())
+        total = sum(self.operations.values())
+        found["operations"] = {"parts": self.operations, "groups": grouped(self.operations), "total": total}
         peaks = {"estimate": memory.estimated_peak, "bound": memory.bounded_peak}
         found["compiled"]["memory"] |= {"arguments_total": memory.given, "bound_total": sum(memory.bound.values())}
         found["compiled"]["memory"]["peak"] = peaks
@@ -282,9 +282,11 @@ def compile_plan(experiment: Experiment, devices: int, watch: Callable[[str], No
     )
 
 
-def _memory(arguments: dict[str, int], alias: int, estimate: int, bound: Bound) -> Memory:
+def _memory(arguments: Mapping[Role, int], alias: int, estimate: int, bound: Bound) -> Memory:
     state = sum(size for role, size in arguments.items() if role not in ("frozen target", "batch", "counters"))
-    return Memory(arguments, state, alias, estimate, bound.parts, bound.phase)
+    return Memory(
+        {str(role): size for role, size in arguments.items()}, state, alias, estimate, bound.parts, bound.phase
+    )
 
 
 def _remedy(
