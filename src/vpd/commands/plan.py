@@ -95,10 +95,10 @@ def _memory_table(plan: Plan) -> Table:
     table.add_row("  of these written in place", _gb(memory.alias), "the compiler")
     table.add_section()
     table.add_row("temporaries", _gb(memory.estimate), "the CPU compiler's estimate")
-    table.add_row("temporaries, at most", _gb(sum(memory.bound.values())), "analytic bound")
+    table.add_row("temporaries, from shapes", _gb(sum(memory.bound.values())), "analytic: the largest phase")
     table.add_section()
     table.add_row("peak", _gb(memory.estimated_peak), "arguments and the estimate", style="bold")
-    table.add_row("peak, at most", _gb(memory.bounded_peak), "arguments and the bound", style="bold")
+    table.add_row("peak, from shapes", _gb(memory.bounded_peak), "arguments and the bound", style="bold")
     table.add_row("memory of a device", _gb(plan.memory), "--hbm")
     return table
 
@@ -107,7 +107,7 @@ def _bound_line(plan: Plan) -> str:
     memory = plan.compiled.memory
     parts = sorted(memory.bound.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{name} {_gb(size)}" for name, size in parts if size)
-    return escape(f"the bound is that of: {memory.phase} ({shown} GB)")
+    return escape(f"the bound is that of: {memory.phase} ({shown})")
 
 
 def _operations_table(plan: Plan) -> Table:
@@ -144,19 +144,19 @@ def _collectives_table(plan: Plan) -> Table:
 
 def _print_verdict(console: Console, plan: Plan) -> None:
     memory, colour = plan.compiled.memory, COLOURS[plan.verdict]
-    shown = f"{_gb(memory.estimated_peak)} GB by the estimate, {_gb(memory.bounded_peak)} GB at most"
+    shown = f"{_gb(memory.estimated_peak)} GB by the estimate, {_gb(memory.bounded_peak)} GB from shapes"
     console.print(f"[bold {colour}]{plan.verdict}[/]: {shown}, of {_gb(plan.memory)} GB")
     if plan.remedy is not None:
         console.print(_remedy_text(plan.remedy))
 
 
 def _remedy_text(remedy: Remedy) -> str:
-    tried = "; ".join(f"{one.text} ({_gb(one.arguments + one.bound)} GB at most)" for one in remedy.tried)
+    tried = "; ".join(f"{one.text} ({_gb(one.arguments + one.bound)} GB from shapes)" for one in remedy.tried)
     if remedy.change is None:
         return escape(f"none of these makes it fit: {tried}" if tried else "there is nothing to change that would help")
     known = "not compiled" if remedy.verdict is None else f"{_gb(remedy.peaks[0])} GB by the estimate"
-    last = f"[bold]{escape(remedy.change)}[/] would make it fit: {known}, {_gb(remedy.peaks[1])} GB at most"
-    before = "; ".join(f"{one.text} ({_gb(one.arguments + one.bound)} GB at most)" for one in remedy.tried[:-1])
+    last = f"[bold]{escape(remedy.change)}[/] would make it fit: {known}, {_gb(remedy.peaks[1])} GB from shapes"
+    before = "; ".join(f"{one.text} ({_gb(one.arguments + one.bound)} GB from shapes)" for one in remedy.tried[:-1])
     return last + (escape(f"\ntried before it: {before}") if before else "")
 
 
