@@ -146,6 +146,8 @@ def _run(
                 write_report(path)
             return Outcome(directory, True, None)
         directory.sweep()
+        # A record that can't be read is told before anything is compiled.
+        directory.keep_records(lambda _: True)
         if changes.trajectory:
             first_does(lambda: _override(directory, experiment, changes))
         # What may change without another trajectory, such as a cadence, is pinned as it is now.
