@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float
 from objective.scenes import normal
-from targets.language_models import llama, simple_mlp, tokens
+from targets.language_models import llama, tokens
 
 from vpd.analysis.attribution.effects import INPUT, OUTPUT, Facts, Wanted, facts_of, site_effects
 from vpd.decomposition import Activation, Components, ComponentSet, SiteMask, dense, site_inner
@@ -120,7 +120,9 @@ def test_finite_differences(name: str) -> None:
     leading = next(iter(clean.values())).shape[:-1]
     read = jax.jit(lambda given, site: _read(case, pieces, given, site, facts.predicted), static_argnums=1)
     effects = jax.jit(
-        lambda site, wanted: site_effects(_sizes(case.target), True, site, case.target, pieces, case.batch, facts, wanted),
+        lambda site, wanted: site_effects(
+            _sizes(case.target), True, site, case.target, pieces, case.batch, facts, wanted
+        ),
         static_argnums=0,
     )
     errors, crossed, signs = [], 0, set()
@@ -165,7 +167,9 @@ def test_linear_paths_add_up() -> None:
             _sizes(case.target), True, site, case.target, pieces, case.batch, facts, Wanted(at % case.C, at)
         )
         total = sum(np.asarray(x).reshape(at.size, -1).sum(1) for x in found.values())
-        np.testing.assert_allclose(total, facts.activations[site].reshape(at.size, -1)[at, at % case.C], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            total, facts.activations[site].reshape(at.size, -1)[at, at % case.C], rtol=1e-4, atol=1e-5
+        )
         assert not any(np.any(found[s]) for s in pieces if not s.startswith("h.0.attn.o_proj")) or site[2] == "0"
 
 

@@ -53,7 +53,9 @@ def read_prompt(run: Run, text: str | None = None, tokens: str | None = None, fe
     if features is not None:
         return feature_prompt(run, _features(features))
     if not run.config.has_sequence:
-        raise RunError(f"{run.path} decomposes a network that reads no sequence; give --features 0,3=0.5 in place of it")
+        raise RunError(
+            f"{run.path} decomposes a network that reads no sequence; give --features 0,3=0.5 in place of it"
+        )
     if text is None:
         return token_prompt(run, _ids(tokens or ""))
     if run.config.target_kind != "lm":

@@ -1,6 +1,7 @@
 """Attributions summed over data: every alive target, from everything upstream of it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -18,7 +19,12 @@ from vpd.evaluation.suite import ALIVE_MEAN_CI
 # Targets of one backward program, and of every source and target so many attributions are kept.
 CHUNK, KEPT = 16, 100
 
-Watch = Callable[[int], None]
+Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+
+
+def unwatched(total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Nobody looks."""
+    return nullcontext(lambda done: None)
 
 
 @dataclass
@@ -85,7 +91,7 @@ def attribute_data(
     batches: int,
     targets: str = "*",
     outputs: int = 128,
-    watch: Callable[[int], Watch] = lambda total: lambda done: None,
+    watch: Watch = unwatched,
 ) -> Attributions:
     """Attributions of everything upstream to every alive subcomponent and to the output, summed over data.
 
@@ -97,7 +103,7 @@ def attribute_data(
         batches: evaluation batches of the run's own stream.
         targets: glob over sites, ``output`` among them.
         outputs: at most so many tokens, those that are predicted most often.
-        watch: of the number of backward passes, called with how many are done.
+        watch: of the number of targets over all batches, called with how many are done.
 
     Raises:
         RunError: a glob that matches no site.
@@ -117,20 +123,30 @@ def attribute_data(
         FlatAxis(dict(run.axis.sizes) | {OUTPUT: sizes[OUTPUT]}),
     )
     sums = {site: np.zeros((2, len(index), len(axes[0])), np.float32) for site, index in chosen.items()}
-    show, done = watch(batches * sum(map(len, chosen.values()))), 0
-    for i in range(batches):
-        batch = draw(seed, jnp.asarray(i, jnp.int32))
-        facts = effects.facts(batch)
-        for site, index in chosen.items():
-            for places in _chunks(len(index)):
-                own = jnp.asarray(index[np.resize(places, CHUNK)])
-                signed, absolute = effects.of(site, batch, facts, Wanted(own))
-                assert absolute is not None
-                for into, found in zip(sums[site], (signed, absolute), strict=True):
-                    into[places] += axes[0].joined({s: np.asarray(found[s])[: len(places)] for s in axes[0].sizes})
-                done += len(places)
-                show(done)
+    with watch(batches * sum(map(len, chosen.values()))) as show:
+        done = 0
+        for i in range(batches):
+            batch = draw(seed, jnp.asarray(i, jnp.int32))
+            facts = effects.facts(batch)
+            for site, index in chosen.items():
+                for places in _chunks(len(index)):
+                    own = Wanted(jnp.asarray(index[np.resize(places, CHUNK)]))
+                    _add(sums[site], places, axes[0], effects.of(site, batch, facts, own))
+                    done += len(places)
+                    show(done)
     return _kept(axes, totals, chosen, sums)
+
+
+def _add(
+    sums: Float[np.ndarray, "2 _n _s"],
+    places: Int[np.ndarray, " _k"],
+    sources: FlatAxis,
+    found: tuple[dict[str, Float[Array, "..."]], dict[str, Float[Array, "..."]] | None],
+) -> None:
+    """Signed and absolute attributions of a chunk of targets, into their rows."""
+    for into, values in zip(sums, found, strict=True):
+        assert values is not None
+        into[places] += sources.joined({s: np.asarray(values[s])[: len(places)] for s in sources.sizes})
 
 
 def matched_sites(run: Run, glob: str) -> list[str]:
@@ -141,7 +157,9 @@ def matched_sites(run: Run, glob: str) -> list[str]:
     """
     sites = [site for site in (*run.sites, OUTPUT) if fnmatchcase(site, glob)]
     if not sites:
-        raise RunError(f"--targets {glob!r} matches no site; the sites are {', '.join(run.sites[:12])}, ... and {OUTPUT}")
+        raise RunError(
+            f"--targets {glob!r} matches no site; the sites are {', '.join(run.sites[:12])}, ... and {OUTPUT}"
+        )
     return sites
 
 
@@ -174,9 +192,8 @@ def _kept(
     every = np.nan_to_num(every, nan=0.0, posinf=0.0, neginf=0.0, copy=False)
     strong = _strongest(every[1], 0) | _strongest(every[1], 1) | _strongest(every[0], 0) | _strongest(every[0], 1)
     row, column = np.nonzero(strong & (every != 0).any(0))
-    return Attributions(
-        sources, targets, column, places[row], *every[:, row, column], mass, rms, totals.positions
-    )
+    signed, absolute = every[0][row, column], every[1][row, column]
+    return Attributions(sources, targets, column, places[row], signed, absolute, mass, rms, positions=totals.positions)
 
 
 def _strongest(values: Float[np.ndarray, "n s"], axis: int) -> Bool[np.ndarray, "n s"]:
@@ -188,18 +205,17 @@ def _strongest(values: Float[np.ndarray, "n s"], axis: int) -> Bool[np.ndarray, 
     return size >= bar
 
 
-def site_strengths(found: Attributions, sites: Sequence[str], into: Sequence[str]) -> Float[np.ndarray, "n m"]:
-    """Between sites, how much flows: the sum over kept entries of ``|Σ absolute| · mass`` of a source site, a position.
+def site_strengths(found: Attributions) -> Float[np.ndarray, "n m"]:
+    """How much flows between sites a position: ``Σ absolute · mass / positions`` over the kept entries.
 
-    Args:
-        found: the attributions.
-        sites: source sites, the rows.
-        into: target sites, the columns.
+    Returns:
+        Source sites down, target sites across, in the order of the axes.
     """
     strength = np.abs(found.absolute) * found.mass[found.source] / found.positions
-    rows = np.searchsorted(list(found.sources.starts.values()), found.source, side="right") - 1
-    columns = np.searchsorted(list(found.targets.starts.values()), found.target, side="right") - 1
+    rows, columns = (
+        np.searchsorted(list(axis.starts.values()), places, side="right") - 1
+        for axis, places in ((found.sources, found.source), (found.targets, found.target))
+    )
     table = np.zeros((len(found.sources.sizes), len(found.targets.sizes)))
     np.add.at(table, (rows, columns), strength)
-    order = list(found.sources.sizes), list(found.targets.sizes)
-    return table[np.ix_([order[0].index(s) for s in sites], [order[1].index(s) for s in into])]
+    return table

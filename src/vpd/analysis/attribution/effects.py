@@ -85,9 +85,9 @@ class Effects:
             wanted: the targets.
 
         Returns:
-            Signed ones, and those of ``|a_t|`` where positions are summed over, ``{source site: [n, C]}``, by position
-            ``[n, *leading, C]``; of embeddings ``[n, rows]``, by position ``[n, *leading]``; of an ``INPUT`` ``[n, d]``,
-            by position ``[n, *leading, d]``.
+            Signed ones, and where positions are summed over those of ``|a_t|``. ``{source site: [n, C]}``, by position
+            ``[n, *leading, C]``; of embeddings ``[n, rows]``, by position ``[n, *leading]``; of an ``INPUT``
+            ``[n, d]``, by position ``[n, *leading, d]``.
         """
         return self._programs[site](self.target, self.components, batch, facts, wanted)
 
@@ -106,9 +106,7 @@ class Effects:
         return {name: rows for name, (rows, _, kind) in self.target.matrices().items() if kind == "embedding"}
 
 
-def facts_of(
-    target: Target, components: ComponentSet, batch: Shaped[Array, "..."], ci: dict[str, Array]
-) -> Facts:
+def facts_of(target: Target, components: ComponentSet, batch: Shaped[Array, "..."], ci: dict[str, Array]) -> Facts:
     """What is known of a batch, from one clean forward and one of all subcomponents."""
     clean = clean_forward(target, batch, ())[0]
     found = direct_forward(target, components, batch, {site: jnp.ones(x.shape) for site, x in ci.items()})

@@ -5,17 +5,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vpd.analysis.artefacts import new_artefact
+from vpd.analysis.attribution.dataset import site_strengths
 from vpd.analysis.attribution.effects import OUTPUT
-from vpd.analysis.attribution.figures import graph_figure
+from vpd.analysis.attribution.figures import graph_figure, strengths_figure
 from vpd.analysis.attribution.graph import Graph, Node
-from vpd.analysis.attribution.store import PROMPT, SCHEMA_VERSION, Attributions, Ranked
+from vpd.analysis.attribution.store import DATASET, PROMPT, SCHEMA_VERSION, Attributions, Ranked, write_arrays
 from vpd.analysis.labels import read_labels
 from vpd.analysis.prompts import Prompt
 from vpd.analysis.run import Run
 from vpd.evaluation.figures import png
 from vpd.run_directory import finite
 
-GRAPH, PICTURE, TOP = "graph.json", "graph.png", "attributions.json"
+GRAPH, PICTURE, TOP, STRENGTHS = "graph.json", "graph.png", "attributions.json", "sites.png"
 
 
 class Names:
@@ -26,7 +27,7 @@ class Names:
         self._labels = read_labels(run.path)
         self._tokenizer = run.tokenizer if run.config.target_kind == "lm" else None
         matrices = run.experiment.target.matrices()
-        vocab = run.experiment.target.matrices()["lm_head"][1] if "lm_head" in matrices else None
+        vocab = matrices["lm_head"][1] if "lm_head" in matrices else None
         lookups = {name for name, (rows, _, kind) in matrices.items() if kind == "embedding" and rows == vocab}
         self._of_tokens = (lookups | {OUTPUT}) - set(run.sites)
 
@@ -117,9 +118,22 @@ def top_document(found: Attributions, names: Names, k: int) -> Iterator[dict[str
         yield entry
 
 
-def write_top(folder: Path, found: Attributions, run: Run, k: int) -> None:
-    """``attributions.json`` of a draft."""
-    _write(folder / TOP, {"normalised": True, "subcomponents": list(top_document(found, Names(run), k))})
+def save_attributions(path: Path, run: Run, found: Attributions, k: int, facts: Mapping[str, object]) -> None:
+    """Write attributions over data, whole or not at all: arrays, the strongest as JSON, a table of sites as a picture.
+
+    Args:
+        path: from :func:`vpd.analysis.artefacts.artefact_path`.
+        run: they are of.
+        found: the attributions.
+        k: sources and targets that the JSON has of each.
+        facts: what else ``meta.json`` says.
+    """
+    axes = {"sources": dict(found.sources.sizes), "targets": dict(found.targets.sizes), "positions": found.positions}
+    with new_artefact(path, SCHEMA_VERSION, run.origin, {"level": DATASET, **axes, **facts}) as draft:
+        write_arrays(draft, found)
+        _write(draft / TOP, {"subcomponents": list(top_document(found, Names(run), k))})
+        sources, targets = list(found.sources.sizes), list(found.targets.sizes)
+        (draft / STRENGTHS).write_bytes(png(strengths_figure(site_strengths(found), sources, targets)))
 
 
 def _write(path: Path, content: object) -> None:

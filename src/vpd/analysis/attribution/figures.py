@@ -1,5 +1,6 @@
 """Attribution graphs and tables as pictures: matplotlib figures out, no files."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -48,9 +49,10 @@ def graph_figure(graph: Graph, prompt: Prompt, text: Callable[[Node], str], site
         for node, (x, y) in places.items():
             _draw_node(axes, x, y, text(node), graph.influence[node])
         axes.set_yticks(range(len(rows)), rows)
-        middles = [(a + b) / 2 for a, b in zip(edges_of_columns, edges_of_columns[1:], strict=False)]
+        middles = [(a + b) / 2 for a, b in itertools.pairwise(edges_of_columns)]
         words = [_word(prompt.words[position]) for position in columns]
         axes.set_xticks(middles, [f"{word}\n{position}" for word, position in zip(words, columns, strict=True)])
+        axes.set_xlabel("token and position" if prompt.has_tokens else "input")
         axes.set_xlim(edges_of_columns[0], edges_of_columns[-1])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.tick_params(length=0)

@@ -1,12 +1,13 @@
 """The attribution graph of one prompt: what reaches its output, from node to node, back to the embedding."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from vpd.analysis.attribution.dataset import Watch, unwatched
 from vpd.analysis.attribution.effects import INPUT, OUTPUT, Effects, Facts, Wanted
 from vpd.analysis.prompts import Prompt
 from vpd.analysis.run import Run
@@ -16,7 +17,6 @@ CHUNK = 16
 # Above it an importance makes a node.
 IMPORTANT = 0.1
 
-Watch = Callable[[int], None]
 Members = Mapping[str, Bool[np.ndarray, "*leading C"]]
 
 
@@ -82,7 +82,7 @@ def prompt_graph(
     positions: Sequence[int],
     threshold: float = 0.01,
     members: Members | None = None,
-    watch: Watch = lambda done: None,
+    watch: Watch = unwatched,
 ) -> Graph:
     """Walk back from the output: of every node reached, the edges into it that carry enough.
 
@@ -95,27 +95,27 @@ def prompt_graph(
         positions: whose outputs are asked for: of logits the likeliest token's, of a vector all entries that are not 0.
         threshold: smallest strength of an edge.
         members: which subcomponents are nodes, ``{site: [1, T, C]}``; those with lower CI above 0.1 by default.
-        watch: called with the number of targets attributed to so far.
+        watch: of the number of sites, called with how many are done.
     """
     effects = Effects(run, by_position=True)
     facts = effects.facts(prompt.batch)
     nodes = members or {site: np.asarray(ci) > IMPORTANT for site, ci in facts.ci.items()}
-    graph, done = Graph(), 0
+    graph = Graph()
     for node, value in _outputs(facts, positions):
         graph.influence[node], graph.activation[node], graph.ci[node] = 0.0, value, 1.0
     for node in graph.influence:
         graph.influence[node] = 1.0 / len(graph.influence)
     order = [OUTPUT, *reversed(run.sites)]
-    for site in order:
-        targets = sorted(node for node in graph.influence if node.site == site)
-        for first in range(0, len(targets), CHUNK):
-            chunk = targets[first : first + CHUNK]
-            found = _effects_on(effects, site, prompt, facts, chunk)
-            for row, target in enumerate(chunk):
-                own = {source: x[row] for source, x in found.items()}
-                _add_edges(graph, target, own, nodes, facts, threshold)
-            done += len(chunk)
-            watch(done)
+    with watch(len(order)) as show:
+        for done, site in enumerate(order, start=1):
+            targets = sorted(node for node in graph.influence if node.site == site)
+            for first in range(0, len(targets), CHUNK):
+                chunk = targets[first : first + CHUNK]
+                found = _effects_on(effects, site, prompt, facts, chunk)
+                for row, target in enumerate(chunk):
+                    own = {source: x[row] for source, x in found.items()}
+                    _add_edges(graph, target, own, nodes, facts, threshold)
+            show(done)
     graph.edges.sort(key=lambda edge: -edge.strength)
     return graph
 
@@ -171,4 +171,3 @@ def _source(site: str, place: Sequence[Int[np.ndarray, ""]], facts: Facts) -> No
     if site in facts.rows:
         return Node(site, int(facts.rows[site][0, where[0]]), where[0])
     return Node(site, where[-1], where[0] if len(where) > 1 else 0)
-

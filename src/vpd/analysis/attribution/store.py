@@ -1,6 +1,5 @@
 """Attributions over data as they are kept in ``attributions/<name>/``: the strongest of every source and target."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,9 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from vpd.analysis.artefacts import META, artefact_names, new_artefact, open_artefact
+from vpd.analysis.artefacts import META, artefact_names, open_artefact
 from vpd.analysis.names import FlatAxis, Subcomponent
-from vpd.analysis.run import Run
 from vpd.errors import RunError
 
 KIND, SCHEMA_VERSION = "attributions", 1
@@ -118,20 +116,6 @@ def write_arrays(folder: Path, found: Attributions) -> None:
     )
 
 
-def save_attributions(path: Path, run: Run, found: Attributions, facts: Mapping[str, object]) -> None:
-    """Write attributions over data, whole or not at all.
-
-    Args:
-        path: from :func:`vpd.analysis.artefacts.artefact_path`.
-        run: they are of.
-        found: the attributions.
-        facts: what else ``meta.json`` says.
-    """
-    axes = {"sources": dict(found.sources.sizes), "targets": dict(found.targets.sizes), "positions": found.positions}
-    with new_artefact(path, SCHEMA_VERSION, run.origin, {"level": DATASET, **axes, **facts}) as draft:
-        write_arrays(draft, found)
-
-
 def load_attributions(run: Path, name: str | None = None) -> Attributions:
     """Attributions over data.
 
@@ -145,7 +129,9 @@ def load_attributions(run: Path, name: str | None = None) -> Attributions:
     if name is None:
         names = [n for n in artefact_names(run, KIND) if f'"level": "{DATASET}"' in (run / KIND / n / META).read_text()]
         if len(names) != 1:
-            found = f"has several: {', '.join(names)}; say which" if names else f"has none; make some: vpd attribute {run}"
+            found = (
+                f"has several: {', '.join(names)}; say which" if names else f"has none; make some: vpd attribute {run}"
+            )
             raise RunError(f"attributions over data: {run} {found}")
         name = names[0]
     artefact = open_artefact(run, KIND, SCHEMA_VERSION, name)

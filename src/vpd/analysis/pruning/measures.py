@@ -1,0 +1,132 @@
+"""What a subset of subcomponents does by itself, with anything on the rest, and what is left without it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from vpd.analysis.pruning.question import Importances, Members, Question
+from vpd.decomposition import Mask, SiteMask
+from vpd.objective.adversary import Sources, clip01
+from vpd.objective.recon import Constant, ReconTerm, Stochastic, recon_forwards, site_masks
+from vpd.targets import masked_site_outputs
+
+# The attack on what was discarded: ascents of sign, from a random start in every row.
+ASCENTS, STEP = 40, 0.1
+
+ALONE = ReconTerm("alone", 1.0, Constant(0))
+REST = ReconTerm("rest", 1.0, Stochastic())
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a subset does, by measure (``ce``, ``kl``): means over rows, in nats.
+
+    Attributes:
+        alone: all else removed, no weight delta.
+        stochastic: random masks on the rest and the delta.
+        adversarial: an adversary has the masks of the discarded alive subcomponents; the mean of its rows.
+        worst: its worst row.
+        without: the target less the subset, delta included.
+    """
+
+    alone: Mapping[str, float]
+    stochastic: Mapping[str, float]
+    adversarial: Mapping[str, float]
+    worst: Mapping[str, float]
+    without: Mapping[str, float]
+
+
+def adversarial_sources(
+    question: Question, alive: Members, drawn: Sources, stored: Sources, rows: Float[Array, " rows"]
+) -> Sources:
+    """An adversary's values for the alive subcomponents in its rows, the drawn ones for all else and the delta."""
+    chosen: Sources = {}
+    for site in question.scene.sites:
+        u, own = drawn[site.name], alive[site.name]
+        own = jnp.pad(own, [(0, 0)] * (own.ndim - 1) + [(0, u.shape[-1] - own.shape[-1])])
+        there = rows.reshape(-1, *(1 for _ in question.scene.leading)) > 0
+        chosen[site.name] = jnp.where(own & there, stored[site.name], u)
+    return chosen
+
+
+def drawn_sources(question: Question, key: Key[Array, ""]) -> Sources:
+    """Sources of a stochastic forward."""
+    return recon_forwards(REST, question.scene, question.ci, key, None)[0][0]
+
+
+def by_row(question: Question, masks: Mapping[str, Mask]) -> Float[Array, " rows"]:
+    """What is asked, of every row of one masked forward."""
+    scene = question.scene
+    out, _ = masked_site_outputs(scene.target, scene.components, scene.batch, masks, scene.resume)
+    found = scene.target.divergence(scene.clean, out)
+    return found.reshape(found.shape[0], -1).mean(axis=-1)
+
+
+def attack(question: Question, g: Importances, alive: Members, key: Key[Array, ""]) -> Sources:
+    """The sources of a fresh adversary on the discarded alive subcomponents, in every row from another start."""
+    key_drawn, key_start = jax.random.split(key)
+    drawn, start = (drawn_sources(question, k) for k in (key_drawn, key_start))
+    everywhere = jnp.ones(question.scene.leading[0])
+
+    def effective(stored: Sources) -> Sources:
+        return adversarial_sources(question, alive, drawn, stored, everywhere)
+
+    def climbed(stored: Sources) -> Float[Array, ""]:
+        return by_row(question, _masks(question, g, effective(stored))).sum()
+
+    def ascent(_: object, now: Sources) -> Sources:
+        slopes = jax.grad(climbed)(now)
+        return {s: clip01(x + STEP * jnp.sign(slopes[s])) for s, x in now.items()}
+
+    return effective(jax.lax.fori_loop(0, ASCENTS, ascent, start))
+
+
+def measured(
+    question: Question, g: Importances, alive: Members, key: Key[Array, ""]
+) -> dict[str, Float[Array, " rows"]]:
+    """Every situation of :class:`Kept` but the worst, by row; the attack climbs the measure that is asked.
+
+    Args:
+        question: about the prompt.
+        g: of the subset, ``[*stack, 1, *positions, C]``: 1 keeps, 0 leaves to the masks, between is as an importance.
+        alive: what the adversary may have, likewise.
+        key: of the draws.
+    """
+    g, alive = question.spread(g), question.spread(alive)
+    key_drawn, key_attack = jax.random.split(key)
+    left = {s: SiteMask(1 - x, jnp.ones(x.shape[:-1])) for s, x in g.items()}
+    situations: dict[str, Mapping[str, Mask]] = {
+        "alone": site_masks(ALONE, question.scene, g, dict.fromkeys(g, jnp.zeros(())), dict.fromkeys(g)),
+        "stochastic": _masks(question, g, drawn_sources(question, key_drawn)),
+        "adversarial": _masks(question, g, attack(question, g, alive, key_attack)),
+        "without": left,
+    }
+    measures = ("ce", "kl") if question.asked.labels is not None else ("kl",)
+    return {
+        f"{name}/{measure}": by_row(question.about(measure), masks)
+        for name, masks in situations.items()
+        for measure in measures
+    }
+
+
+def _masks(question: Question, g: Importances, sources: Sources) -> dict[str, Mask]:
+    return site_masks(REST, question.scene, g, sources, dict.fromkeys(sources))
+
+
+def kept_from(rows: Mapping[str, Float[Array, " rows"]], climbed: str) -> Kept:
+    """Means over rows, and the row in which the attack did worst.
+
+    Args:
+        rows: of :func:`measured`.
+        climbed: the measure of the attack.
+    """
+    found = {name: {k.split("/")[1]: x for k, x in rows.items() if k.startswith(f"{name}/")} for name in _NAMES}
+    means = {name: {m: float(jnp.mean(x)) for m, x in values.items()} for name, values in found.items()}
+    worst = int(jnp.argmax(found["adversarial"][climbed]))
+    return Kept(**means, worst={m: float(x[worst]) for m, x in found["adversarial"].items()})
+
+
+_NAMES = ("alone", "stochastic", "adversarial", "without")
