@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from objective.scenes import normal
 from targets.language_models import llama, tokens
 
-from vpd.analysis.attribution.effects import INPUT, OUTPUT, Facts, Wanted, facts_of, site_effects
+from vpd.analysis.attribution.effects import INPUT, OUTPUT, Facts, Wanted, effects_on, facts_of
 from vpd.decomposition import Activation, Components, ComponentSet, SiteMask, dense, site_inner
 from vpd.targets import TMS, Target, init_induction, init_resid_mlp
 from vpd.targets.base import Pass, Use
@@ -20,6 +20,7 @@ from vpd.targets.base import Pass, Use
 # Central differences of relative step h err by O(h²), and float32 by 1e-7 / (h · share of the target): 1 % holds for
 # edges above this part of all that flows into their target.
 STEP, FLOOR, TOLERANCE = 0.02, 2e-3, 0.01
+TARGETS = 40
 
 
 @dataclass
@@ -92,22 +93,21 @@ def _pieces(case: Case) -> ComponentSet:
 def _facts(case: Case, pieces: ComponentSet) -> Facts:
     leading = case.batch.shape if case.batch.dtype == jnp.int32 else case.batch.shape[:-1]
     ci = {s: jax.nn.sigmoid(normal(*leading, case.C, key=i)) for i, s in enumerate(pieces)}
-    return facts_of(case.target, pieces, case.batch, ci)
+    return jax.jit(facts_of)(case.target, pieces, case.batch, ci)
 
 
 def _sizes(target: Target) -> dict[str, int]:
     return {name: rows for name, (rows, _, kind) in target.matrices().items() if kind == "embedding"}
 
 
-def _read(case: Case, pieces: ComponentSet, given: Mapping[str, Array], site: str, predicted: Array | None) -> Array:
-    """What a site's subcomponents read where all of them are given what they read, times ‖U‖; or the output."""
+def _read(case: Case, pieces: ComponentSet, given: Mapping[str, Array], facts: Facts) -> dict[str, Array]:
+    """What each site's subcomponents read where all of them are given what they read, times ‖U‖; and the output."""
     seam = Held({s: SiteMask(jnp.ones(())) for s in pieces}, pieces, given=given)
-    output = case.target.forward(case.batch, seam)
-    if site != OUTPUT:
-        return seam.read[site] * jnp.linalg.norm(pieces[site].U, axis=-1)
-    if predicted is None:
-        return dense(output)
-    return jnp.take_along_axis(dense(output), predicted[..., None], axis=-1)
+    output = dense(case.target.forward(case.batch, seam))
+    if facts.predicted is not None:
+        output = jnp.take_along_axis(output, facts.predicted[..., None], axis=-1)
+    read = {s: x * jnp.linalg.norm(pieces[s].U, axis=-1) for s, x in seam.read.items()} | {OUTPUT: output}
+    return {s: read[s].reshape(-1, read[s].shape[-1]) for s in case.sites}
 
 
 @pytest.mark.parametrize("name", ["induction", "llama", "tms", "resid_mlp"])
@@ -118,34 +118,30 @@ def test_finite_differences(name: str) -> None:
     facts, rng = _facts(case, pieces), np.random.default_rng(0)
     clean = {s: x / jnp.linalg.norm(pieces[s].U, axis=-1) for s, x in facts.activations.items()}
     leading = next(iter(clean.values())).shape[:-1]
-    read = jax.jit(lambda given, site: _read(case, pieces, given, site, facts.predicted), static_argnums=1)
+    read = jax.jit(lambda given: _read(case, pieces, given, facts))
     effects = jax.jit(
-        lambda site, wanted: site_effects(
-            _sizes(case.target), True, site, case.target, pieces, case.batch, facts, wanted
-        ),
-        static_argnums=0,
+        lambda wanted: effects_on(_sizes(case.target), True, case.target, pieces, case.batch, facts, wanted)[0]
     )
+    n = int(np.prod(leading))
+    nowhere = Wanted(jnp.zeros(TARGETS, jnp.int32), jnp.full(TARGETS, -1, jnp.int32))
     errors, crossed, signs = [], 0, set()
     for site, sources in case.sites.items():
-        n = int(np.prod(leading))
         width = case.C if site != OUTPUT else 1 if facts.predicted is not None else facts.outputs.shape[-1]
-        at, index = rng.integers(0, n, 40), rng.integers(0, width, 40)
-        found, _ = effects(site, Wanted(jnp.asarray(index), jnp.asarray(at)))
-        total = sum(np.abs(x).reshape(40, -1).sum(1) for x in found.values())
+        at, index = rng.integers(0, n, TARGETS), rng.integers(0, width, TARGETS)
+        wanted = Wanted(jnp.asarray(index, jnp.int32), jnp.asarray(at, jnp.int32))
+        found = effects(dict.fromkeys(case.sites, nowhere) | {site: wanted})
+        total = sum(np.abs(x).reshape(TARGETS, -1).sum(1) for x in found.values())
         kept = 0
         for source in rng.permutation(np.repeat(sources, 2000)):
             if kept == -(-100 // len(case.sites)):
                 break
-            target, where, c = rng.integers(0, 40), rng.integers(0, n), rng.integers(0, case.C)
+            target, where, c = rng.integers(0, TARGETS), rng.integers(0, n), rng.integers(0, case.C)
             place = (*np.unravel_index(where, leading), c)
             value = float(found[source][(target, *place)])
             if value == 0 or abs(value) < FLOOR * total[target]:
                 continue
             kept += 1
-            high, low = (
-                read(clean | {source: clean[source].at[place].multiply(1 + h)}, site).reshape(n, -1)
-                for h in (STEP, -STEP)
-            )
+            high, low = (read(clean | {source: clean[source].at[place].multiply(1 + h)})[site] for h in (STEP, -STEP))
             moved = float((high - low)[at[target], index[target]]) / (2 * STEP) * float(facts.ci[source][place])
             errors.append(abs(moved - value) / abs(value))
             crossed += where != at[target]
@@ -160,17 +156,20 @@ def test_linear_paths_add_up() -> None:
     case = _case("induction")
     pieces = _pieces(case)
     ci = {s: jnp.ones((*case.batch.shape, case.C)) for s in pieces}
-    facts = facts_of(case.target, pieces, case.batch, ci)
+    facts = jax.jit(facts_of)(case.target, pieces, case.batch, ci)
     at = jnp.arange(case.batch.size)
-    for site in ("h.0.attn.q_proj", "h.1.attn.k_proj"):
-        found, _ = site_effects(
-            _sizes(case.target), True, site, case.target, pieces, case.batch, facts, Wanted(at % case.C, at)
-        )
+    nowhere = Wanted(jnp.zeros_like(at), jnp.full_like(at, -1))
+    sites = ("h.0.attn.q_proj", "h.1.attn.k_proj")
+    effects = jax.jit(
+        lambda wanted: effects_on(_sizes(case.target), True, case.target, pieces, case.batch, facts, wanted)[0]
+    )
+    for site in sites:
+        found = effects(dict.fromkeys(sites, nowhere) | {site: Wanted(at % case.C, at)})
         total = sum(np.asarray(x).reshape(at.size, -1).sum(1) for x in found.values())
-        np.testing.assert_allclose(
-            total, facts.activations[site].reshape(at.size, -1)[at, at % case.C], rtol=1e-4, atol=1e-5
-        )
-        assert not any(np.any(found[s]) for s in pieces if not s.startswith("h.0.attn.o_proj")) or site[2] == "0"
+        read = facts.activations[site].reshape(at.size, -1)[at, at % case.C]
+        np.testing.assert_allclose(total, read, rtol=1e-4, atol=1e-5)
+        sources = {s for s in pieces if np.any(found[s])}
+        assert sources == ({"h.0.attn.o_proj"} if site[2] == "1" else set())
 
 
 @pytest.mark.parametrize(("name", "site"), [("induction", "h.1.attn.o_proj"), ("induction", OUTPUT), ("tms", OUTPUT)])
@@ -179,12 +178,17 @@ def test_sums_over_positions(name: str, site: str) -> None:
     case = _case(name)
     pieces = _pieces(case)
     facts = _facts(case, pieces)
-    given = (_sizes(case.target), True, site, case.target, pieces, case.batch, facts)
+    effects = jax.jit(
+        lambda by_position, wanted: effects_on(
+            _sizes(case.target), by_position, case.target, pieces, case.batch, facts, {site: wanted}
+        ),
+        static_argnums=0,
+    )
     leading = next(iter(facts.ci.values())).shape[:-1]
     n = int(np.prod(leading))
     index = 2 if facts.predicted is None or site != OUTPUT else int(facts.predicted[0, 3])
-    single, _ = site_effects(*given, Wanted(jnp.full(n, index), jnp.arange(n)))
-    signed, absolute = site_effects(given[0], False, *given[2:], Wanted(jnp.asarray([index])))
+    single, _ = effects(True, Wanted(jnp.full(n, index), jnp.arange(n)))
+    signed, absolute = effects(False, Wanted(jnp.asarray([index])))
     assert absolute is not None
     if site != OUTPUT:
         values = facts.activations[site][..., index]

@@ -117,7 +117,7 @@ def attribute_data(
         facts = effects.facts(batch)
         sizes = sizes or end_sizes(run, batch, facts)
         totals.add(np.asarray(batch), facts, sizes)
-    chosen = {site: np.flatnonzero(_targets(site, totals, outputs)) for site in sites}
+    chosen = {site: np.flatnonzero(_targets(site, totals, outputs)) for site in sites if site not in lookups(run)}
     axes = (
         FlatAxis(dict(run.axis.sizes) | {name: n for name, n in sizes.items() if name != OUTPUT}),
         FlatAxis(dict(run.axis.sizes) | {OUTPUT: sizes[OUTPUT]}),
@@ -161,6 +161,11 @@ def matched_sites(run: Run, glob: str) -> list[str]:
             f"--targets {glob!r} matches no site; the sites are {', '.join(run.sites[:12])}, ... and {OUTPUT}"
         )
     return sites
+
+
+def lookups(run: Run) -> set[str]:
+    """Decomposed embeddings: sources, and never targets, since nothing flows into a row that is looked up."""
+    return {name for name, (_, _, kind) in run.experiment.target.matrices().items() if kind == "embedding"}
 
 
 def _targets(site: str, totals: Totals, outputs: int) -> Bool[np.ndarray, " C"]:

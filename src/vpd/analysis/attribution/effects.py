@@ -1,4 +1,4 @@
-"""Direct effects of everything upstream on what one site reads: a compiled program for each site (method.md §11).
+"""Direct effects of everything upstream on what a site reads (method.md §11).
 
 The attribution of a source s to a target t is ``∂a_t/∂a_s · a_s · ci_s`` in the forward with all masks 1 and no delta,
 where what every other subcomponent reads is held (:mod:`vpd.targets.direct`). With the mask of s at ``1 + ci_s θ_s`` it
@@ -7,7 +7,7 @@ shared by all positions, summed over them.
 """
 
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -45,11 +45,11 @@ class Facts(NamedTuple):
 
 
 class Wanted(eqx.Module):
-    """The targets of one program call.
+    """Targets at one site.
 
     Attributes:
         index: subcomponents of the site, tokens or entries of the output, ``[n]``.
-        at: of each the position as a number among all, ``[n]``; None takes all positions.
+        at: of each the position as a number among all, ``[n]``, none where it is −1; None takes all positions.
     """
 
     index: Int[Array, " n"]
@@ -59,51 +59,34 @@ class Wanted(eqx.Module):
 class Effects:
     """The programs of a run.
 
-    Args:
-        run: opened.
-        by_position: whether sources are told apart by position; else they are summed over all of them.
+    Summed over positions there is a program for each site, with the direct paths into it alone. By position there is
+    one for all sites: prompts are short, and what costs is compiling.
     """
 
     def __init__(self, run: Run, by_position: bool) -> None:
-        """Nothing is compiled before it is asked for."""
+        """Nothing is compiled before it is asked for.
+
+        Args:
+            run: opened.
+            by_position: whether sources are told apart by position; else they are summed over all of them.
+        """
         self._run, self._by_position = run, by_position
         self.target, self.components = _float32((run.experiment.target, run.decomposition.components))
+        matrices = self.target.matrices()
+        rows = {name: rows for name, (rows, _, kind) in matrices.items() if kind == "embedding"}
+        self._facts, self._effects = jax.jit(facts_of), jax.jit(partial(effects_on, rows, by_position))
 
     def facts(self, batch: Shaped[Array, "..."]) -> Facts:
         """Importances, activations, rows and predictions of a batch."""
         return self._facts(self.target, self.components, batch, self._run.causal_importances(batch))
 
-    def of(
-        self, site: str, batch: Shaped[Array, "..."], facts: Facts, wanted: Wanted
-    ) -> tuple[dict[str, Float[Array, "..."]], dict[str, Float[Array, "..."]] | None]:
-        """Attributions of all sources to targets at one site, or at the output.
-
-        Args:
-            site: where the targets are, or ``OUTPUT``.
-            batch: input of the target.
-            facts: of the batch.
-            wanted: the targets.
-
-        Returns:
-            Signed ones, and where positions are summed over those of ``|a_t|``. ``{source site: [n, C]}``, by position
-            ``[n, *leading, C]``; of embeddings ``[n, rows]``, by position ``[n, *leading]``; of an ``INPUT``
-            ``[n, d]``, by position ``[n, *leading, d]``.
-        """
-        return self._programs[site](self.target, self.components, batch, facts, wanted)
-
-    @cached_property
-    def _facts(self):
-        return jax.jit(facts_of)
-
-    @cached_property
-    def _programs(self):
-        own = partial(site_effects, self._sizes, self._by_position)
-        return {site: jax.jit(partial(own, site)) for site in (*self._run.sites, OUTPUT)}
-
-    @property
-    def _sizes(self) -> dict[str, int]:
-        """Rows of every embedding."""
-        return {name: rows for name, (rows, _, kind) in self.target.matrices().items() if kind == "embedding"}
+    def of(self, site: str, batch: Shaped[Array, "..."], facts: Facts, wanted: Wanted) -> tuple[Thetas, Thetas | None]:
+        """Attributions of all sources to targets at one site, or at the output; arguments as for :func:`effects_on`."""
+        every = {site: wanted}
+        if self._by_position:
+            nowhere = Wanted(jnp.zeros_like(wanted.index), jnp.full_like(wanted.index, -1))
+            every = dict.fromkeys((*self._run.sites, OUTPUT), nowhere) | every
+        return self._effects(self.target, self.components, batch, facts, every)
 
 
 def facts_of(target: Target, components: ComponentSet, batch: Shaped[Array, "..."], ci: dict[str, Array]) -> Facts:
@@ -126,35 +109,60 @@ def logits_of(output: Activation, tokens: Int[Array, "*leading"]) -> Float[Array
     return sum(parts[1:], parts[0])
 
 
-def site_effects(
+def effects_on(
     rows: Mapping[str, int],
     by_position: bool,
-    site: str,
     target: Target,
     components: ComponentSet,
     batch: Shaped[Array, "..."],
     facts: Facts,
-    wanted: Wanted,
+    wanted: dict[str, Wanted],
 ) -> tuple[Thetas, Thetas | None]:
-    """As :meth:`Effects.of`; under jit only the direct paths into this site are in the program."""
+    """Attributions of all sources to some targets; under jit only the paths into the sites named are in the program.
 
-    def read(theta: Thetas) -> Float[Array, "*leading d"]:
+    Args:
+        rows: of every embedding.
+        by_position: whether sources are told apart by position.
+        target: the frozen network.
+        components: V and U.
+        batch: its input.
+        facts: of the batch.
+        wanted: the targets by site, ``OUTPUT`` among them; the n-th of all sites are added up.
+
+    Returns:
+        Signed ones, and where positions are summed over those of ``|a_t|``. ``{source site: [n, C]}``, by position
+        ``[n, *leading, C]``; of embeddings ``[n, rows]``, by position ``[n, *leading]``; of an ``INPUT`` ``[n, d]``, by
+        position ``[n, *leading, d]``.
+    """
+
+    def read(theta: Thetas) -> dict[str, Float[Array, "..."]]:
         masks = {s: 1.0 + ci * theta[s] for s, ci in facts.ci.items()}
         gates = {name: 1.0 + (theta[name] if by_position else theta[name][x]) for name, x in facts.rows.items()}
         x = batch * (1.0 + theta[INPUT]) if INPUT in theta else batch
-        found = direct_forward(target, components, x, masks, gates, frozenset({site} - {OUTPUT}))
-        if site != OUTPUT:
-            return dense(found.inputs[site])
-        return dense(found.output) if facts.predicted is None else logits_of(found.output, facts.predicted)[..., None]
+        found = direct_forward(target, components, x, masks, gates, frozenset(wanted) - {OUTPUT})
+        read = {site: dense(found.inputs[site]) for site in wanted if site != OUTPUT and _moves(found.inputs[site])}
+        if OUTPUT not in wanted:
+            return read
+        if facts.predicted is None:
+            return read | {OUTPUT: dense(found.output)}
+        return read | {OUTPUT: logits_of(found.output, facts.predicted)[..., None]}
 
     x, pull = jax.vjp(read, _zeros(rows, by_position, batch, facts))
-    directions = _directions(site, components, facts, wanted, x.shape[-1])
-    weights = _weights(site, facts, wanted, x.shape[:-1])
-    signed = jax.vmap(lambda w, d: pull(w[..., None] * d)[0])(weights, directions)
+    directions = {s: _directions(s, components, facts, wanted[s], x[s].shape[-1]) for s in x}
+    weights = {s: _weights(s, facts, wanted[s], x[s].shape[:-1]) for s in x}
+
+    def pulled(weights: Thetas) -> Thetas:
+        return jax.vmap(lambda w, d: pull({s: w[s][..., None] * d[s] for s in x})[0])(weights, directions)
+
     if by_position:
-        return signed, None
-    signs = jnp.moveaxis(jnp.sign(x @ directions.T), -1, 0)
-    return signed, jax.vmap(lambda w, d: pull(w[..., None] * d)[0])(weights * signs, directions)
+        return pulled(weights), None
+    signs = {s: jnp.moveaxis(jnp.sign(x[s] @ directions[s].T), -1, 0) for s in x}
+    return pulled(weights), pulled({s: w * signs[s] for s, w in weights.items()})
+
+
+def _moves(x: Activation) -> bool:
+    """Whether anything can flow into it: rows that are looked up are what they are."""
+    return isinstance(x, Factored) or jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _zeros(rows: Mapping[str, int], by_position: bool, batch: Shaped[Array, "..."], facts: Facts) -> Thetas:

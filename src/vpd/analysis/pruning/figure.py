@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vpd.analysis.pruning.prune import AS_MASKS, FREE, ROUNDED, SUBSET, Pruning
+from vpd.analysis.pruning.prune import AS_MASKS, FREE, MEASURED_ROWS, ROUNDED, SUBSET, Pruning
 from vpd.evaluation.figures import BLUE, GREY, ORANGE, STYLE, VERMILLION
 
 _COLOURS = {SUBSET: BLUE, AS_MASKS: VERMILLION, ROUNDED: ORANGE, FREE: GREY}
@@ -12,7 +12,7 @@ _SITUATIONS = {
     "alone": "by itself",
     "stochastic": "random\non the rest",
     "adversarial": "adversary\non the rest",
-    "worst": "its worst\nof 16",
+    "worst": f"its worst\nof {MEASURED_ROWS}",
     "without": "target\nwithout it",
 }
 

@@ -2,21 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vpd.analysis.pruning.question import Importances, Members, Question
-from vpd.decomposition import Mask, SiteMask
+from vpd.analysis.pruning.question import Importances, Measure, Members, Question
+from vpd.decomposition import Mask, SiteMask, interpolate
 from vpd.objective.adversary import Sources, clip01
-from vpd.objective.recon import Constant, ReconTerm, Stochastic, recon_forwards, site_masks
+from vpd.objective.recon import ReconTerm, Stochastic, recon_forwards
 from vpd.targets import masked_site_outputs
 
 # The attack on what was discarded: ascents of sign, from a random start in every row.
 ASCENTS, STEP = 40, 0.1
 
-ALONE = ReconTerm("alone", 1.0, Constant(0))
 REST = ReconTerm("rest", 1.0, Stochastic())
 
 
@@ -57,12 +57,15 @@ def drawn_sources(question: Question, key: Key[Array, ""]) -> Sources:
     return recon_forwards(REST, question.scene, question.ci, key, None)[0][0]
 
 
-def by_row(question: Question, masks: Mapping[str, Mask]) -> Float[Array, " rows"]:
-    """What is asked, of every row of one masked forward."""
+def by_row(question: Question, masks: Mapping[str, Mask]) -> dict[Measure, Float[Array, " rows"]]:
+    """What is asked and what else could be, by measure, of every row of one masked forward."""
     scene = question.scene
     out, _ = masked_site_outputs(scene.target, scene.components, scene.batch, masks, scene.resume)
-    found = scene.target.divergence(scene.clean, out)
-    return found.reshape(found.shape[0], -1).mean(axis=-1)
+    found: dict[Measure, Float[Array, " rows"]] = {}
+    for measure in question.asked.measures:
+        values = question.about(measure).asked.divergence(scene.clean, out)
+        found[measure] = values.reshape(values.shape[0], -1).mean(axis=-1)
+    return found
 
 
 def attack(question: Question, g: Importances, alive: Members, key: Key[Array, ""]) -> Sources:
@@ -75,7 +78,7 @@ def attack(question: Question, g: Importances, alive: Members, key: Key[Array, "
         return adversarial_sources(question, alive, drawn, stored, everywhere)
 
     def climbed(stored: Sources) -> Float[Array, ""]:
-        return by_row(question, _masks(question, g, effective(stored))).sum()
+        return by_row(question, with_sources(g, effective(stored)))[question.asked.measure].sum()
 
     def ascent(_: object, now: Sources) -> Sources:
         slopes = jax.grad(climbed)(now)
@@ -86,7 +89,7 @@ def attack(question: Question, g: Importances, alive: Members, key: Key[Array, "
 
 def measured(
     question: Question, g: Importances, alive: Members, key: Key[Array, ""]
-) -> dict[str, Float[Array, " rows"]]:
+) -> dict[Measure, Float[Array, "situations rows"]]:
     """Every situation of :class:`Kept` but the worst, by row; the attack climbs the measure that is asked.
 
     Args:
@@ -97,36 +100,32 @@ def measured(
     """
     g, alive = question.spread(g), question.spread(alive)
     key_drawn, key_attack = jax.random.split(key)
-    left = {s: SiteMask(1 - x, jnp.ones(x.shape[:-1])) for s, x in g.items()}
-    situations: dict[str, Mapping[str, Mask]] = {
-        "alone": site_masks(ALONE, question.scene, g, dict.fromkeys(g, jnp.zeros(())), dict.fromkeys(g)),
-        "stochastic": _masks(question, g, drawn_sources(question, key_drawn)),
-        "adversarial": _masks(question, g, attack(question, g, alive, key_attack)),
-        "without": left,
-    }
-    measures = ("ce", "kl") if question.asked.labels is not None else ("kl",)
+    ones = {s: jnp.ones(x.shape[:-1]) for s, x in g.items()}
+    situations = (
+        {s: SiteMask(x, jnp.zeros_like(ones[s])) for s, x in g.items()},
+        with_sources(g, drawn_sources(question, key_drawn)),
+        with_sources(g, attack(question, g, alive, key_attack)),
+        {s: SiteMask(1 - x, ones[s]) for s, x in g.items()},
+    )
+    # One after the other through one program: it is compiling that takes long.
+    return jax.lax.map(partial(by_row, question), jax.tree.map(lambda *each: jnp.stack(each), *situations))
+
+
+def with_sources(g: Importances, sources: Sources) -> dict[str, SiteMask]:
+    """Masks ``g + (1 − g) · source``, their deltas as drawn, or 0 where the run has none."""
+    masks = {s: interpolate(x, sources[s]) for s, x in g.items()}
     return {
-        f"{name}/{measure}": by_row(question.about(measure), masks)
-        for name, masks in situations.items()
-        for measure in measures
+        s: m if m.delta is not None else SiteMask(m.component, jnp.zeros(g[s].shape[:-1])) for s, m in masks.items()
     }
 
 
-def _masks(question: Question, g: Importances, sources: Sources) -> dict[str, Mask]:
-    return site_masks(REST, question.scene, g, sources, dict.fromkeys(sources))
-
-
-def kept_from(rows: Mapping[str, Float[Array, " rows"]], climbed: str) -> Kept:
+def kept_from(rows: Mapping[Measure, Float[Array, "situations rows"]], climbed: Measure) -> Kept:
     """Means over rows, and the row in which the attack did worst.
 
     Args:
         rows: of :func:`measured`.
         climbed: the measure of the attack.
     """
-    found = {name: {k.split("/")[1]: x for k, x in rows.items() if k.startswith(f"{name}/")} for name in _NAMES}
-    means = {name: {m: float(jnp.mean(x)) for m, x in values.items()} for name, values in found.items()}
-    worst = int(jnp.argmax(found["adversarial"][climbed]))
-    return Kept(**means, worst={m: float(x[worst]) for m, x in found["adversarial"].items()})
-
-
-_NAMES = ("alone", "stochastic", "adversarial", "without")
+    means = [{measure: float(x[i].mean()) for measure, x in rows.items()} for i in range(4)]
+    worst = int(jnp.argmax(rows[climbed][2]))
+    return Kept(*means[:3], {measure: float(x[2, worst]) for measure, x in rows.items()}, means[3])

@@ -15,16 +15,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from vpd.analysis.pruning.measures import ALONE, REST, adversarial_sources, drawn_sources
+from vpd.analysis.pruning.measures import REST, adversarial_sources, drawn_sources
 from vpd.analysis.pruning.question import Importances, Members, Question
 from vpd.importance.squash import lower_leaky_hard, upper_leaky_hard
 from vpd.objective import AdamAscent, AdversaryState, ImportanceMinimality, ascend
 from vpd.objective.adam import adam_direction
 from vpd.objective.adversary import Sources
 from vpd.objective.minimality import Anneal
-from vpd.objective.recon import forward_divergence
+from vpd.objective.recon import Constant, ReconTerm, forward_divergence
 from vpd.randomness import stream
 
+AS_MASKS = ReconTerm("as masks", 1.0, Constant(0))
 PENALTY = ImportanceMinimality(Anneal(2.0, 0.4, 0.0, 1.0), beta=0.0)
 BETAS = (0.9, 0.999)
 ASCENT, ASCENT_RATE, ASCENTS = AdamAscent(0.5, 0.99), 0.05, 2
@@ -97,7 +98,7 @@ def _steps(
         loss = partial(_loss, effort, question, alive, adversary.sources, key, i)
         slopes = jax.grad(loss)(state.z)
         direction, m, v = adam_direction(slopes, state.m, state.v, i + 1, BETAS, 1e-8)
-        lr = effort.lr * 0.5 * (1 + jnp.cos(jnp.pi * i / effort.steps))
+        lr = effort.lr * 0.5 * (1 + jnp.cos(jnp.pi * (i / effort.steps)))
         return _State({s: x - lr * direction[s] for s, x in state.z.items()}, m, v, adversary)
 
     return jax.lax.fori_loop(first, first + n, step, state)
@@ -106,11 +107,13 @@ def _steps(
 def _climb(question: Question, alive: Members, state: _State, key: Key[Array, ""]) -> AdversaryState:
     """The ascents of a step; importances are held."""
     g = _lower(state.z, alive)
-    adversary = state.adversary
-    for i in range(ASCENTS):
-        slopes = jax.grad(lambda s, k: _masked(question, alive, g, s, k))(adversary.sources, jax.random.fold_in(key, i))
-        adversary = ascend(adversary, slopes, ASCENT_RATE, ASCENT, sigmoid=False)
-    return adversary
+
+    def ascent(i: Int[Array, ""], now: AdversaryState) -> AdversaryState:
+        drawn = jax.random.fold_in(key, i)
+        slopes = jax.grad(lambda stored: _masked(question, alive, g, stored, drawn))(now.sources)
+        return ascend(now, slopes, ASCENT_RATE, ASCENT, sigmoid=False)
+
+    return jax.lax.fori_loop(0, ASCENTS, ascent, state.adversary)
 
 
 def _masked(
@@ -137,7 +140,7 @@ def _loss(
         asked = _masked(question, alive, g, stored, jax.random.fold_in(key, ASCENTS))
     else:
         unused = dict.fromkeys(g, jnp.zeros(()))
-        asked = forward_divergence(ALONE, question.scene, question.spread(g), unused, dict.fromkeys(g))
+        asked = forward_divergence(AS_MASKS, question.scene, question.spread(g), unused, dict.fromkeys(g))
     upper = {s: jnp.where(alive[s], upper_leaky_hard(x), 0.0) for s, x in z.items()}
     return asked + effort.coeff * PENALTY.loss(PENALTY.sums(upper, step / effort.steps), 1)[0]
 

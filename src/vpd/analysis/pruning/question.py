@@ -1,13 +1,13 @@
 """What is asked of one prompt: cross-entropy or divergence at chosen positions, as the divergence of a target."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vpd.analysis.prompts import Prompt
 from vpd.analysis.run import Run
@@ -39,6 +39,11 @@ class Asked(eqx.Module):
     positions: Int[Array, " P"] | None
     labels: Int[Array, " P"] | None
     measure: Measure = eqx.field(static=True)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What could be asked."""
+        return ("kl",) if self.labels is None else ("ce", "kl")
 
     def forward(self, batch: Batch, seam: Seam) -> Activation:
         """That of the target."""
@@ -85,7 +90,7 @@ class Question(eqx.Module):
         """The same with another measure."""
         return replace(self, scene=replace(self.scene, target=replace(self.asked, measure=measure)))
 
-    def spread(self, x: dict[str, Float[Array, "..."]]) -> Importances:
+    def spread(self, x: Mapping[str, Shaped[Array, "..."]]) -> dict[str, Shaped[Array, "..."]]:
         """What is known of the one prompt, for every row."""
         rows, axes = self.scene.leading[0], {site.name: len(site.stack) for site in self.scene.sites}
         return {s: jnp.repeat(value, rows, axis=axes[s]) for s, value in x.items()}
