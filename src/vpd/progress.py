@@ -3,13 +3,16 @@
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_SECONDS = 15.0
+
+# Of a number of units what is called with how many are done.
+Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 
 @runtime_checkable
@@ -93,6 +96,22 @@ def _plain(steps: int, start: int, what: str, unit: str) -> Meter:
         print(line, file=sys.stderr, flush=True)
 
     return show
+
+
+def watched(what: str, unit: str, quiet: bool = False) -> Watch:
+    """As :func:`training_meter`, for work of which the number of units is found on the way."""
+
+    @contextmanager
+    def watch(total: int) -> Generator[Callable[[int], None]]:
+        with training_meter(total, 0, quiet, what, unit) as meter:
+            yield lambda done: meter(done, {})
+
+    return watch
+
+
+def unwatched(total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Nobody looks."""
+    return nullcontext(lambda done: None)
 
 
 @contextmanager

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from vpd.analysis.attribution.dataset import Watch, unwatched
 from vpd.analysis.attribution.effects import INPUT, OUTPUT, Effects, Facts, Wanted
 from vpd.analysis.prompts import Prompt
 from vpd.analysis.run import Run
+from vpd.progress import Watch, unwatched
 
 # Targets of one backward program.
 CHUNK = 16
