@@ -10,6 +10,7 @@ ROOMS = (
     "errors",
     "randomness",
     "signals",
+    "submission",
     "rotary",
     "run_directory",
     "cache",

@@ -270,6 +270,37 @@ def plan(
 
 
 @app.command()
+def launch(
+    source: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="Run file, or a run directory to go on with.", show_default=False)
+    ],
+    time: Annotated[str, typer.Option(help="Of one job, as SLURM writes it: minutes, HH:MM:SS, D-HH:MM:SS.")],
+    nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs of each node.", min=0)] = 0,
+    processes: Annotated[
+        int | None, typer.Option(help="On each node; one, or one for each GPU of several nodes, by default.", min=1)
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="Of SLURM.")] = None,
+    account: Annotated[str | None, typer.Option(help="Of SLURM.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the job; the run's by default.")] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--slurm", metavar="KEY=VALUE", help="Any other option of sbatch.")
+    ] = None,
+    grace: Annotated[int, typer.Option(help="Seconds before the end of a job in which the run saves.", min=1)] = 120,
+    requeues: Annotated[int, typer.Option(help="Times that a job which ran out of time goes on.", min=0)] = 100,
+    local: Annotated[bool, typer.Option("--local", help="On this machine, without SLURM.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be submitted.")] = False,
+    out_dir: Annotated[Path | None, typer.Option(help="Folder for run directories, in place of the file's.")] = None,
+    run_id: Annotated[str | None, typer.Option(help="Name of the run directory, in place of the file's.")] = None,
+) -> None:
+    """Submit a run to SLURM, where it goes on after every preemption; its last line is the run directory."""
+    from vpd.commands.launch import launch_command
+
+    asked = (time, nodes, gpus, processes, partition, account, name, options or [], grace, requeues, local, dry_run)
+    launch_command(source, out_dir, run_id, *asked)
+
+
+@app.command()
 def bench(
     workload: Annotated[
         str, typer.Argument(help="T: a TMS 5-2 step at batch 4096; R: a ResidMLP-1 step at 2048.", show_default=False)

@@ -233,8 +233,13 @@ def make_plan(
     )
 
 
-def refuse_idle(config: RunConfig, devices: int) -> None:
+def refuse_idle(config: RunConfig, devices: int, option: str = "--devices") -> None:
     """Refuse devices of which the run would use a part.
+
+    Args:
+        config: the run file.
+        devices: how many.
+        option: that asked for so many.
 
     Raises:
         ConfigError: with the number that it would use.
@@ -246,7 +251,7 @@ def refuse_idle(config: RunConfig, devices: int) -> None:
     if config.runtime.mesh or (config.runtime.dp or devices) < devices:
         why = "runtime.mesh has no more" if config.runtime.mesh else f"runtime.dp is {config.runtime.dp}"
     raise ConfigError(
-        f"--devices: of {devices} the run uses {used}, since {why}; plan it for {used}, or change the file"
+        f"{option}: of {devices} devices the run uses {used}, since {why}; ask for {used}, or change the file"
     )
 
 
