@@ -1,13 +1,15 @@
 """Submission of a run to a scheduler by the library submitit: what is asked for, and each process that is started."""
 
+import io
 import math
 import os
 import re
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
@@ -21,6 +23,7 @@ from vpd.signals import STOPPED
 PREEMPTION = (signal.SIGUSR1, signal.SIGUSR2)
 # As SLURM reads them: minutes, minutes:seconds, hours:minutes:seconds; after days, hours with what may follow them.
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
+_LOGGING = "SUBMITIT_LOG_LEVEL"
 _DRAFTS = ("*.pkl", ".submission_file_*.sh")
 
 
@@ -137,7 +140,6 @@ class Training:
 
     __submitit_checkpoint__ = checkpoint  # its name in later versions
 
-
     def _share(self, number: int) -> dict[str, str]:
         """The GPUs of this process among those of its node; left alone, JAX takes one each where SLURM starts it."""
         if self._processes == 1 or not self._devices:
@@ -175,12 +177,25 @@ def refuse_missing_library() -> None:
 
 def submission_text(resources: Resources, folder: Path) -> str:
     """What :func:`submit_to_slurm` would hand to ``sbatch``; no SLURM is needed and nothing is written."""
-    slurm = import_module("submitit").SlurmExecutor
+    slurm = _submitit().SlurmExecutor
     described = type("Described", (slurm,), {"affinity": classmethod(lambda _: 1)})  # it asks for srun otherwise
     executor = described(folder, max_num_timeout=resources.requeues)
     executor.update_parameters(**_slurm_parameters(resources))
     # The library has no public way to show a submission; these two are what its `submit` writes.
     return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+def refuse_no_slurm() -> None:
+    """Make sure that this machine submits to a SLURM cluster.
+
+    Raises:
+        RunError: it does not.
+    """
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise RunError(
+            "there is no SLURM here (no sbatch and srun on the PATH); launch from a login node, "
+            "look with --dry-run, or train on this machine with --local"
+        )
 
 
 def submit_to_slurm(training: Training, resources: Resources, folder: Path) -> str:
@@ -190,20 +205,15 @@ def submit_to_slurm(training: Training, resources: Resources, folder: Path) -> s
         The number of the job.
 
     Raises:
-        RunError: there is no SLURM, or it refuses.
+        RunError: SLURM refuses.
     """
-    if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        raise RunError(
-            "there is no SLURM here (no sbatch and srun on the PATH); launch from a login node, "
-            "look with --dry-run, or train on this machine with --local"
-        )
-    submitit = import_module("submitit")
-    executor = submitit.SlurmExecutor(folder, max_num_timeout=resources.requeues)
+    executor = _submitit().SlurmExecutor(folder, max_num_timeout=resources.requeues)
     executor.update_parameters(**_slurm_parameters(resources))
     before = _drafts(folder)
     try:
-        return str(executor.submit(training).job_id)
-    except (*_failures(submitit), OSError) as error:
+        with redirect_stderr(io.StringIO()):  # the library prints what sbatch says, and raises it
+            return str(executor.submit(training).job_id)
+    except (RuntimeError, OSError) as error:
         for draft in _drafts(folder) - before:
             draft.unlink()
         said = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
@@ -217,15 +227,29 @@ def submit_here(training: Training, resources: Resources, folder: Path) -> str:
         The process id of the controller, which is the number of the job.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    executor = import_module("submitit").LocalExecutor(folder, max_num_timeout=resources.requeues)
+    executor = _submitit().LocalExecutor(folder, max_num_timeout=resources.requeues)
     executor.update_parameters(
         timeout_min=resources.minutes,
         tasks_per_node=resources.processes,
         gpus_per_node=resources.gpus,
         signal_delay_s=resources.grace,
     )
-    with _detached(folder / "controller.log"):
+    with _detached(folder / "controller.log"), warnings.catch_warnings():
+        # That the controller is left running is what is wanted.
+        warnings.simplefilter("ignore", ResourceWarning)
         return str(executor.submit(training).job_id)
+
+
+def _submitit() -> ModuleType:
+    """The library, whose import would set up anew the logging of a whole process; in those it starts it may."""
+    level = os.environ.get(_LOGGING)
+    os.environ[_LOGGING] = "NOCONFIG"
+    try:
+        return import_module("submitit")
+    finally:
+        del os.environ[_LOGGING]
+        if level is not None:
+            os.environ[_LOGGING] = level
 
 
 def _slurm_parameters(resources: Resources) -> dict[str, object]:
@@ -240,11 +264,6 @@ def _slurm_parameters(resources: Resources) -> dict[str, object]:
         "additional_parameters": {"requeue": True, **resources.more},
         **gpus,
     }
-
-
-def _failures(submitit: ModuleType) -> tuple[type[Exception], ...]:
-    errors = import_module("submitit.core.utils")
-    return errors.FailedSubmissionError, errors.UncompletedJobError
 
 
 def _drafts(folder: Path) -> set[Path]:

@@ -23,6 +23,7 @@ from vpd.submission import (
     Training,
     minutes_of,
     refuse_missing_library,
+    refuse_no_slurm,
     submission_text,
     submit_here,
     submit_to_slurm,
@@ -78,6 +79,8 @@ def launch_command(
     if dry_run:
         typer.echo(_described(resources, folder, training, local))
     else:
+        if not local:
+            refuse_no_slurm()
         refuse_unwritable(pinned)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(pinned, content)
