@@ -4,6 +4,7 @@ import io
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -24,6 +25,9 @@ PREEMPTION = (signal.SIGUSR1, signal.SIGUSR2)
 # As SLURM reads them: minutes, minutes:seconds, hours:minutes:seconds; after days, hours with what may follow them.
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 _LOGGING = "SUBMITIT_LOG_LEVEL"
+# Not what lies in the working directory under the name of a package.
+INTERPRETER = (sys.executable, "-P")
+_PYTHON = shlex.join(INTERPRETER)
 _DRAFTS = ("*.pkl", ".submission_file_*.sh")
 
 
@@ -179,7 +183,7 @@ def submission_text(resources: Resources, folder: Path) -> str:
     """What :func:`submit_to_slurm` would hand to ``sbatch``; no SLURM is needed and nothing is written."""
     slurm = _submitit().SlurmExecutor
     described = type("Described", (slurm,), {"affinity": classmethod(lambda _: 1)})  # it asks for srun otherwise
-    executor = described(folder, max_num_timeout=resources.requeues)
+    executor = described(folder, max_num_timeout=resources.requeues, python=_PYTHON)
     executor.update_parameters(**_slurm_parameters(resources))
     # The library has no public way to show a submission; these two are what its `submit` writes.
     return executor._make_submission_file_text(executor._submitit_command_str, "")
@@ -207,7 +211,7 @@ def submit_to_slurm(training: Training, resources: Resources, folder: Path) -> s
     Raises:
         RunError: SLURM refuses.
     """
-    executor = _submitit().SlurmExecutor(folder, max_num_timeout=resources.requeues)
+    executor = _submitit().SlurmExecutor(folder, max_num_timeout=resources.requeues, python=_PYTHON)
     executor.update_parameters(**_slurm_parameters(resources))
     before = _drafts(folder)
     try:
@@ -227,7 +231,7 @@ def submit_here(training: Training, resources: Resources, folder: Path) -> str:
         The process id of the controller, which is the number of the job.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    executor = _submitit().LocalExecutor(folder, max_num_timeout=resources.requeues)
+    executor = _submitit().LocalExecutor(folder, max_num_timeout=resources.requeues, python=_PYTHON)
     executor.update_parameters(
         timeout_min=resources.minutes,
         tasks_per_node=resources.processes,

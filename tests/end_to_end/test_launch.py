@@ -25,7 +25,7 @@ def test_a_dry_run_shows_what_would_be_submitted_and_writes_nothing(tmp_path: Pa
     assert (code, err) == (0, "")
     for shown in ("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--time=2880", "--partition=gpu", "--qos"):
         assert f"#SBATCH {shown}" in out
-    assert f"{sys.executable} -m vpd train {tmp_path / 'runs' / 'tiny.launch'}" in out and "--distributed" in out
+    assert f"{sys.executable} -P -m vpd train {tmp_path / 'runs' / 'tiny.launch'}" in out and "--distributed" in out
     assert out.splitlines()[-1] == str(tmp_path / RUN)
     assert tree(tmp_path) == before
 
@@ -79,6 +79,7 @@ def slurm(folder: Path, sbatch: str) -> Path:
         (("--time", 60, "--slurm", "exclusive"), "--slurm: 'exclusive' is not KEY=VALUE"),
         (("--time", 60, "--slurm", "qos=a\nrm -r x"), "is not KEY=VALUE"),
         (("--time", 60, "--name", "a\nb"), "a character that is no text"),
+        (("--time", 60, "--out-dir", "a%j"), "holds a %, which SLURM reads"),
         (("--time", 60, "--out-dir", "tiny.yaml/runs"), "can't write the run directory"),
     ],
 )

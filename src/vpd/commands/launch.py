@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import socket
-import sys
 from pathlib import Path
 
 import typer
@@ -19,6 +18,7 @@ from vpd.progress import say
 from vpd.run import run_path
 from vpd.run_directory import refuse_unwritable, write_atomically
 from vpd.submission import (
+    INTERPRETER,
     Resources,
     Training,
     minutes_of,
@@ -74,7 +74,7 @@ def launch_command(
     content = dump_run_file(config)
     # A job that waits in the queue keeps the run file that it was submitted with.
     pinned = folder / f"config-{hashlib.sha256(content.encode()).hexdigest()[:8]}.yaml"
-    command = [sys.executable, "-m", "vpd", "train", str(pinned)]
+    command = [*INTERPRETER, "-m", "vpd", "train", str(pinned)]
     training = Training(command, resources.all_processes, gpus // per_node, _free_port())
     if dry_run:
         typer.echo(_described(resources, folder, training, local))
@@ -95,6 +95,8 @@ def _refuse_unusable(path: Path, config: RunConfig) -> None:
         raise refuse_missing_network(config.target)
     if is_finished(path, config):
         raise RunError(f"{path} is finished already; give it another run_id to train it again")
+    if "%" in str(path):
+        raise ConfigError(f"out_dir: {path} holds a %, which SLURM reads as the number of a job; choose another one")
     if path.exists() and not os.access(path, os.W_OK):
         raise RunError(f"can't write the run directory {path}; choose another out_dir, or have it made writable")
 
