@@ -7,7 +7,7 @@ from tiny_run import Vpd, write_file
 
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
-    "HF_TOKEN": "hf_abcdefghijklmnopqrstuvwxyz",
+    "HF_TOKEN": "hf_abcdefghijklmnopqrstuvwxyz01234567",
     "HTTPS_PROXY": "http://someone:proxy-word@localhost:9",
 }
 

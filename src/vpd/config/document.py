@@ -22,7 +22,7 @@ _MAX_DEPTH = 40
 _MAX_VALUES = 100_000
 # A URL that names a user or carries a signature, and what the hub's tokens look like.
 _CREDENTIALS = re.compile(
-    r"https?://[^/\s@]+@|://[^/\s:@]+:[^/\s@]+@|[?&](?:[\w-]*token|password|secret|sig|[\w-]*signature)=|\bhf_\w{20,}",
+    r"https?://[^/\s@]+@|://[^/\s:@]+:[^/\s@]+@|[?&](?:[\w-]*token|password|secret|sig|[\w-]*signature)=|\bhf_[a-z0-9]{30,}",
     re.IGNORECASE,
 )
 _SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
