@@ -28,6 +28,7 @@ ROOMS = (
     "experiment",
     "records",
     "nonfinite",
+    "recorder",
     "run",
     "planning",
     "pretrain",

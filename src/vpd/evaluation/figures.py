@@ -20,7 +20,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import offset_copy
 
-MAX_SITES, MAX_COLUMNS, MAX_ROWS = 12, 64, 256  # what one figure, and one heat map, can show legibly
+from vpd.evaluation.plates import MAX_SITES
+
+MAX_COLUMNS, MAX_ROWS = 64, 256  # what one heat map can show legibly
 PIXELS_PER_INCH = 200  # two pixels per point of a 900-wide report column: sharp on dense screens
 
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -104,7 +106,10 @@ def png(figure: Figure) -> bytes:
 
 @STYLE
 def uv_plot(
-    components: Mapping[str, tuple[Matrix, Matrix]], order: Order | None = None, live: Live | None = None
+    components: Mapping[str, Sequence[Matrix]],
+    order: Order | None = None,
+    live: Live | None = None,
+    every: Collection[str] = (),
 ) -> Figure:
     """Heat maps of V and U, one row of panels a site, subcomponents as columns of both.
 
@@ -112,6 +117,7 @@ def uv_plot(
         components: V [d_in, C] and U [C, d_out] per site.
         order: a permutation of the subcomponents per site; live ones first where none is given.
         live: which subcomponents are live, by their own index; without it none is marked.
+        every: all matrices that there are, where these are but the first.
     """
     sites = shown_sites(components)
     columns = {s: _columns(components[s][0].shape[1], s, order, live) for s in sites}
@@ -134,11 +140,11 @@ def uv_plot(
     _colour_bar(figure, images[0], list(axes.flat), "weight (V and U, same scale)")
     if live:
         _legend(figure, _dot("v", GREEN, "live subcomponent"))
-    return titled(figure, CAPTIONS["uv_plot"]["title"], sites, components)
+    return titled(figure, CAPTIONS["uv_plot"]["title"], sites, every or components)
 
 
 @STYLE
-def direction_plot(panels: Mapping[str, tuple[Points, Points]]) -> Figure:
+def direction_plot(panels: Mapping[str, Sequence[Points]]) -> Figure:
     """Target feature directions in a two-dimensional hidden plane, the live subcomponents' laid over them.
 
     Args:

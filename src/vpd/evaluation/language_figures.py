@@ -11,6 +11,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from vpd.evaluation import figures
 from vpd.evaluation.figures import (
     CAPTIONS as FIGURE_CAPTIONS,
 )
@@ -25,6 +26,7 @@ from vpd.evaluation.figures import (
     grid_of_panels,
     titled,
 )
+from vpd.evaluation.plates import MAX_SITES
 from vpd.evaluation.site_places import by_kind, place_of
 
 MAX_KINDS = 16
@@ -41,6 +43,27 @@ CAPTIONS: dict[str, dict[str, str]] = {
     ),
 }
 Counts = Mapping[str, Num[np.ndarray, " _bins"]]
+
+
+def ci_histogram(counts: Counts, edges: Edges) -> Figure:
+    """Histograms of lower CI: a panel a matrix, or a kind of matrices where they are too many."""
+    return (histograms_by_kind if len(counts) > MAX_SITES else figures.ci_histogram)(counts, edges)
+
+
+def activation_density(density: Spectra, threshold: float) -> Figure:
+    """How often subcomponents fire: a panel a matrix, or a kind of matrices where they are too many."""
+    if len(density) <= MAX_SITES:
+        return figures.activation_density(density, threshold)
+    title = f"{FIGURE_CAPTIONS['activation_density']['title']} (lower CI above {threshold:g})"
+    return spectra_by_kind(density, None, title, "fraction of positions", "fire")
+
+
+def ci_mean_spectrum(mean_ci: Spectra, cut: float) -> Figure:
+    """Sorted mean importances: a panel a matrix, or a kind of matrices where they are too many."""
+    if len(mean_ci) <= MAX_SITES:
+        return figures.ci_mean_spectrum(mean_ci, cut)
+    title = FIGURE_CAPTIONS["ci_mean_spectrum"]["title"]
+    return spectra_by_kind(mean_ci, cut, title, "mean lower CI", "alive")
 
 
 @STYLE
