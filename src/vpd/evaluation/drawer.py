@@ -1,6 +1,7 @@
 """Has a run's figures drawn in a process of its own, for which the run never waits but at its end."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import IO
 from vpd.evaluation.plates import Plate, leave_plates, waiting_file, waiting_steps
 
 MOST_WAITING = 4
+COMMAND = ("-P", "-m", "vpd.evaluation.drawer_process")
 
 
 class Drawer:
@@ -36,6 +38,7 @@ class Drawer:
         self._changed = threading.Condition()
         self._waiting: list[int] = []
         self._process: subprocess.Popen[str] | None = None
+        self._hearing: threading.Thread | None = None
         self._said: set[str] = set()
         self._is_closing = False
 
@@ -63,10 +66,10 @@ class Drawer:
         """End the process; what it has not drawn waits in the run directory."""
         with self._changed:
             self._is_closing = True
-            process = self._process
-        if process is not None:
+            process, hearing = self._process, self._hearing
+        if process is not None and hearing is not None:
             process.kill()
-            process.wait()
+            hearing.join()
 
     def _tell(self, step: int) -> None:
         with self._changed:
@@ -87,7 +90,7 @@ class Drawer:
         errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed in _hear)
         try:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "vpd.evaluation.drawer_process", str(self._figures)],
+                [sys.executable, *COMMAND, str(self._figures)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -102,7 +105,8 @@ class Drawer:
             return
         self._process = process
         self._write(process, self._waiting)
-        threading.Thread(target=self._hear, args=(process, errors), name="figures", daemon=True).start()
+        self._hearing = threading.Thread(target=self._hear, args=(process, errors), name="figures", daemon=True)
+        self._hearing.start()
 
     def _write(self, process: "subprocess.Popen[str]", steps: Sequence[int]) -> None:
         assert process.stdin is not None
@@ -122,6 +126,8 @@ class Drawer:
                 self._changed.notify_all()
         code = process.wait()
         process.stdout.close()
+        for draft in self._figures.glob(f".*.{process.pid}"):
+            shutil.rmtree(draft, ignore_errors=True)
         with self._changed, errors:
             assert process.stdin is not None
             with suppress(OSError):  # what it was told last may lie in the pipe
