@@ -18,11 +18,8 @@ from vpd.evaluation.figures import (
 from vpd.evaluation.figures import (
     STYLE,
     Edges,
-    Series,
     Spectra,
-    Steps,
     caption,
-    curves,
     grid_of_panels,
     titled,
 )
@@ -36,10 +33,6 @@ CAPTIONS: dict[str, dict[str, str]] = {
     "layer_map": caption(
         "Subcomponents in use, layer by layer",
         "a small part of every matrix per position; a matrix in which nothing is alive has been lost.",
-    ),
-    "ce_curve": caption(
-        "Cross-entropy under each masking",
-        "all but the random, shuffled and zero masks come down to the line of the target.",
     ),
 }
 Counts = Mapping[str, Num[np.ndarray, " _bins"]]
@@ -152,27 +145,6 @@ def layer_map(l0: Mapping[str, float], alive: Mapping[str, float]) -> Figure:
                     ax.text(column, row, f"{share:.2f}", ha="center", va="center", color=ink, fontsize=7.5)
         figure.colorbar(image, ax=ax, shrink=0.8)
     return titled(figure, CAPTIONS["layer_map"]["title"])
-
-
-@STYLE
-def ce_curve(steps: Steps, series: Series, target: str) -> Figure:
-    """Cross-entropy by masking over training, the target's own as a thick line.
-
-    Args:
-        steps: of the evaluations.
-        series: cross-entropy by masking, the target's among them.
-        target: its name there.
-    """
-    figure, ax = curves(steps, series, thick=target)
-    every = np.concatenate([values[np.isfinite(values)] for values in series.values()])
-    if every.min() > 0 and every.max() > 2 * every.min():
-        ax.set_yscale("log")
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter("{x:g}")
-        ax.set_ylabel("cross-entropy in nats (log)")
-    else:
-        ax.set_ylabel("cross-entropy in nats")
-    return titled(figure, CAPTIONS["ce_curve"]["title"])
 
 
 def _shown(sites: Mapping[str, object]) -> dict[str, list[str]]:

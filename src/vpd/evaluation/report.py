@@ -12,7 +12,10 @@ import numpy as np
 from jaxtyping import Float
 
 from vpd.errors import RunError
+from vpd.evaluation.charts import Chart, charts_data
 from vpd.evaluation.page import Picture, picture, render_page
+from vpd.evaluation.run_charts import cross_entropy_chart, l0_chart, loss_chart, spectrum_chart
+from vpd.evaluation.spectrum import newest_spectrum
 
 if TYPE_CHECKING:
     from vpd.evaluation.diagnosis import Diagnosis
@@ -142,7 +145,8 @@ def _render(run_dir: Path, records: Records) -> str:
         figures_step=figures_step,
         metrics=(metrics := _latest_metrics(records.eval)),
         intervals=any(metric.interval for metric in metrics),
-        curves=_curves(records, figures, language),
+        charts=(charts := _charts(run_dir, records, language)),
+        charts_data=charts_data(charts),
         facts=_facts(run, records.train),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
@@ -269,28 +273,20 @@ def _picture(stem: str, png: bytes, words: Json) -> Picture:
     return picture(stem, png, _text(said.get("title") or stem.replace("_", " ")), _text(said.get("caption") or ""))
 
 
-def _curves(records: Records, drawn: Sequence[Picture], language: "LanguageTables | None") -> list[Picture]:
-    """Losses and L0 over training, where there is something to draw and the evaluation has not drawn it."""
-    from vpd.evaluation import (
-        figures,
-        language_figures,
-    )  # matplotlib is slow to import, and reading records needs none of it
-
-    pictures: list[Picture] = []
-    losses = _series(records.train, "loss/")
+def _charts(run_dir: Path, records: Records, language: "LanguageTables | None") -> list[Chart]:
+    """What a reader would hover over or zoom into, where there is something to draw."""
+    at, train = _steps(records.eval), _steps(records.train)
+    several = len(records.eval) > 1
     evals = [_metrics(record) for record in records.eval]
     sparsities = _series(evals, "CI_L0/") if language is None else language.l0
-    if any(np.any(values > 0) for values in losses.values()):
-        figure = figures.loss_curves(_steps(records.train), losses)
-        pictures.append(_picture("loss_curves", figures.png(figure), {**figures.CAPTIONS["loss_curves"]}))
-    if len(records.eval) > 1 and any(np.any(np.isfinite(values)) for values in sparsities.values()):
-        figure = figures.l0_curve(_steps(records.eval), sparsities)
-        pictures.append(_picture("l0_curve", figures.png(figure), {**figures.CAPTIONS["l0_curve"]}))
-    if language is not None and len(records.eval) > 1 and language.ce:
-        figure = language_figures.ce_curve(_steps(records.eval), language.ce, next(iter(language.ce)))
-        pictures.append(_picture("ce_curve", figures.png(figure), {**language_figures.CAPTIONS["ce_curve"]}))
-    stems = {picture.stem for picture in drawn}
-    return [picture for picture in pictures if picture.stem not in stems]
+    spectrum = newest_spectrum(run_dir / "figures")
+    charts = (
+        loss_chart(train, _series(records.train, "loss/")),
+        l0_chart(at, sparsities) if several else None,
+        cross_entropy_chart(at, language.ce) if several and language is not None else None,
+        spectrum_chart(spectrum[1]) if spectrum is not None else None,
+    )
+    return [chart for chart in charts if chart is not None]
 
 
 def _steps(records: Sequence[Record]) -> Float[np.ndarray, " _n"]:
