@@ -98,12 +98,16 @@ def evaluate(
 
 
 @app.command()
-def report(path: RunPath) -> None:
-    """Write the run's report.html again and print its path."""
-    from vpd.evaluation.report import write_report
-    from vpd.pretrain.report import is_pretraining, write_pretraining_report
+def report(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.", show_default=False)],
+    page: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Page of several runs; beside the first by default.")
+    ] = None,
+) -> None:
+    """Write a run's report.html again, or one page with several runs side by side; prints its path."""
+    from vpd.commands.report import report_command
 
-    typer.echo(write_pretraining_report(path) if is_pretraining(path) else write_report(path))
+    report_command(paths, page)
 
 
 @app.command()

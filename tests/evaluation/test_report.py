@@ -10,7 +10,8 @@ import pytest
 
 from vpd.errors import RunError
 from vpd.evaluation import figures
-from vpd.evaluation.report import read_records, write_report
+from vpd.evaluation.report import write_report
+from vpd.evaluation.run_records import read_records
 
 # Names of vocabularies, which nothing fetches.
 NAMESPACES = {

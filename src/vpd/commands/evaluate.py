@@ -11,7 +11,7 @@ from vpd.commands.tables import number, print_diagnoses, print_sums, print_verdi
 from vpd.config.run import Eval
 from vpd.evaluation.course import diagnose_run
 from vpd.evaluation.language_report import matrix_rows, sum_rows, without_matrices
-from vpd.evaluation.report import read_records
+from vpd.evaluation.run_records import read_records
 from vpd.evaluation.suite import Evaluation, Suite
 from vpd.experiment import batches as evaluation_batches
 from vpd.run_directory import finite

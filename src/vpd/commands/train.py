@@ -10,7 +10,7 @@ from vpd.commands.tables import print_diagnoses, print_verdict
 from vpd.config import RunConfig, RunFile, read_run_file
 from vpd.errors import ConfigError
 from vpd.evaluation.course import diagnose_run
-from vpd.evaluation.report import read_records
+from vpd.evaluation.run_records import read_records
 from vpd.face import read_with
 from vpd.hosts import is_first, several
 from vpd.progress import say

@@ -108,7 +108,7 @@ def thinned(values: Values, most: int = MOST_POINTS) -> Int[np.ndarray, " _k"]:
 
 def is_wide(lines: Iterable[Line]) -> bool:
     """Whether a logarithmic scale shows positive values better."""
-    every = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
+    every = np.concatenate([np.zeros(0), *(line.y[np.isfinite(line.y)] for line in lines)])
     return bool(every.size and every.min() > 0 and every.max() > TICKED * every.min())
 
 
