@@ -1,5 +1,6 @@
 """What a run records: the scalars of its steps, its evaluations, and their figures."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Self
@@ -13,6 +14,7 @@ from vpd.evaluation.language_report import SAMPLES
 from vpd.evaluation.suite import Evaluation, Suite
 from vpd.experiment import Experiment
 from vpd.hosts import gathered, several
+from vpd.objective import ReconTerm
 from vpd.progress import say
 from vpd.records import EvalRecord, Sink, TrainRecord
 from vpd.run_directory import RunDirectory
@@ -70,6 +72,14 @@ class Recorder:
             "lr/ci_fn": problem.ci_fn_optimizer.lr.on_host(step, problem.steps),
         }
         self._sink.train(TrainRecord(step, {**logs, **rates}, self._seconds()))
+
+    def watched(self, logs: Mapping[str, float]) -> dict[str, float]:
+        """What a person watches: the loss, the worst of the reconstruction losses, L0 of the last evaluation."""
+        recons = [
+            logs.get(f"loss/{t.name}", math.nan) for t in self._experiment.problem.terms if isinstance(t, ReconTerm)
+        ]
+        worst = max((value for value in recons if value == value), default=math.nan)
+        return {"loss": logs["loss/total"], "recon": worst, "L0": self.last.l0 if self.last else math.nan}
 
     def evaluate(self, state: TrainState) -> bool:
         """Record an evaluation; False where a signal came before it was whole, of which nothing is kept then."""

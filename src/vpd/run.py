@@ -37,7 +37,7 @@ from vpd.hosts import first_does, first_says, in_any, is_first, lost_peers
 from vpd.machine import common_facts, return_freed_memory, spared_seconds, use_compile_cache
 from vpd.nonfinite import Compiled, leave_dump
 from vpd.objective.total import persistent_terms
-from vpd.progress import say, training_meter
+from vpd.progress import Show, say, training_meter
 from vpd.recorder import Recorder
 from vpd.records import open_records
 from vpd.run_directory import (
@@ -86,6 +86,7 @@ def run(
     data: Sampler | None = None,
     override: bool = False,
     patience: float | None = None,
+    as_json: bool = False,
 ) -> Outcome:
     """Train a decomposition, or go on with one that was interrupted; a finished one is left as it is.
 
@@ -99,6 +100,7 @@ def run(
         override: go on with a run that has begun with other values, where that is possible.
         patience: seconds after which a signal ends the process while there is nothing to save; None where the process
             is not the run's own.
+        as_json: progress as JSON objects on standard output, in place of a bar.
 
     Raises:
         RunError: a directory that can't be written or holds another run.
@@ -108,13 +110,14 @@ def run(
     if patience is not None:
         hush_late_writes()
     with StopSignals(patience) as signals, lost_peers():
-        return _run(config, name, quiet, notify, signals, target, data, override)
+        show: Show = "json" if as_json else "nothing" if quiet else "bar"
+        return _run(config, name, show, notify, signals, target, data, override)
 
 
 def _run(
     config: RunConfig,
     name: str | None,
-    quiet: bool,
+    show: Show,
     notify: Callable[[str], None],
     signals: StopSignals,
     traced: TracedTarget | None,
@@ -123,7 +126,7 @@ def _run(
 ) -> Outcome:
     use_compile_cache(config.runtime.compilation_cache_dir)
     if not is_first():
-        quiet, notify = True, _say_nothing
+        show, notify = "nothing", _say_nothing
     placement = placement_from(config.runtime, config.pd.batch_size, notify)
     path = run_path(config, name)
     config = config.model_copy(update={"run_id": path.name, "out_dir": str(path.parent)})
@@ -133,7 +136,7 @@ def _run(
         experiment = build(config, reopened_target(directory, config, traced), data=data)
     else:
         refuse_unwritable(path)
-        experiment = build(config, traced, quiet, data=data)
+        experiment = build(config, traced, quiet=show != "bar", data=data)
         facts = _facts(experiment, path.name, traced or experiment.target)
         stored = target_bytes(experiment.target) if isinstance(experiment.target, Toy) else None
         first_does(lambda: create_run_directory(path, dump_run_file(config), facts, stored))
@@ -154,7 +157,7 @@ def _run(
             Checkpoints(directory.checkpoints, config.cadence.keep_last_n_checkpoints) as checkpoints,
             nullcontext() if placement is None else jax.set_mesh(placement.mesh),
         ):
-            return _train(checkpoints, place(experiment, placement), directory, quiet, notify, signals, check_place)
+            return _train(checkpoints, place(experiment, placement), directory, show, notify, signals, check_place)
 
 
 def _say_nothing(_: str) -> None:
@@ -262,7 +265,7 @@ def _train(
     checkpoints: Checkpoints,
     experiment: Experiment,
     directory: RunDirectory,
-    quiet: bool,
+    show: Show,
     notify: Callable[[str], None],
     signals: StopSignals,
     check_place: Callable[[], None],
@@ -270,7 +273,7 @@ def _train(
     clock = _Clock(directory)
     with spared_seconds() as spared:
         program = lower_program(experiment).compile()
-    if spared and not quiet:
+    if spared and show == "bar":
         notify(f"the training program was compiled before, which spares {sum(spared):.1f} s")
     return_freed_memory()
     found = _last_good(checkpoints, experiment, directory)
@@ -279,7 +282,7 @@ def _train(
     if found is not None:
         notify(f"going on with {directory.path} from step {int(state.training.step)}")
     try:
-        return _steps(program, state, checkpoints, experiment, directory, quiet, signals, clock, check_place)
+        return _steps(program, state, checkpoints, experiment, directory, show, signals, clock, check_place)
     except NonFiniteError as error:
         failed = error.with_traceback(None)  # its frames hold the state
     _close(directory, "failed", clock.seconds())
@@ -300,7 +303,7 @@ def _steps(
     checkpoints: Checkpoints,
     experiment: Experiment,
     directory: RunDirectory,
-    quiet: bool,
+    show: Show,
     signals: StopSignals,
     clock: "_Clock",
     check_place: Callable[[], None],
@@ -312,7 +315,7 @@ def _steps(
     directory.update_facts(status="running", mesh=_mesh_facts(experiment))
     seed, batches = jnp.asarray(pd.seed, jnp.uint32), experiment.train_batch
     with (
-        training_meter(pd.steps, start, quiet) as meter,
+        training_meter(pd.steps, start, show) as meter,
         signals.deferred() as asked,
         Reader(batches, start) as reader,
         Recorder(experiment, directory, open_records(config, directory, start), in_any(asked)) as recorder,
@@ -322,7 +325,7 @@ def _steps(
         def progress(step: int, logs: Mapping[str, float]) -> None:
             check_place()
             checkpoints.check()
-            meter(step, logs)
+            meter(step, recorder.watched(logs))
 
         def log(step: int, logs: Mapping[str, float]) -> None:
             check_place()
