@@ -29,6 +29,7 @@ ROOMS = (
     "experiment",
     "records",
     "nonfinite",
+    "recorder",
     "run",
     "planning",
     "pretrain",

@@ -55,6 +55,9 @@ def train(
         int | None, typer.Option(help="With --coordinator: number of this one, from 0.", min=0)
     ] = None,
     quiet: Quiet = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON objects, one a line: progress every 15 s, at the end the result.")
+    ] = False,
 ) -> None:
     """Decompose a network; prints the run directories on its last lines, one a line."""
     if coordinator is not None or processes is not None or process_id is not None or distributed:
@@ -63,7 +66,7 @@ def train(
         join_processes(distributed, coordinator, processes, process_id)
     from vpd.commands.train import train_command
 
-    raise typer.Exit(train_command(sources, out_dir, run_id, steps, seed, seeds, jobs, override, quiet))
+    raise typer.Exit(train_command(sources, out_dir, run_id, steps, seed, seeds, jobs, override, quiet, as_json))
 
 
 @app.command()
@@ -87,23 +90,36 @@ def pretrain(
 @app.command()
 def evaluate(
     path: RunPath,
-    step: Annotated[int | None, typer.Option(help="Checkpoint to evaluate; the latest by default.")] = None,
+    step: Annotated[
+        str | None, typer.Option(metavar="N|latest", help="Checkpoint to evaluate; the latest by default.")
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME,...", help="These alone: of the run file, or types that need no settings; may be repeated."
+        ),
+    ] = None,
     batches: Annotated[int | None, typer.Option(help="Evaluation batches, in place of eval.n_steps.", min=1)] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a run's decomposition again."""
     from vpd.commands.evaluate import evaluate_command
 
-    evaluate_command(path, step, batches, as_json)
+    names = [name.strip() for words in metrics or () for name in words.split(",") if name.strip()]
+    evaluate_command(path, step, batches, as_json, names)
 
 
 @app.command()
-def report(path: RunPath) -> None:
-    """Write the run's report.html again and print its path."""
-    from vpd.evaluation.report import write_report
-    from vpd.pretrain.report import is_pretraining, write_pretraining_report
+def report(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.", show_default=False)],
+    page: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Page of several runs; beside the first by default.")
+    ] = None,
+) -> None:
+    """Write a run's report.html again, or one page with several runs side by side; prints its path."""
+    from vpd.commands.report import report_command
 
-    typer.echo(write_pretraining_report(path) if is_pretraining(path) else write_report(path))
+    report_command(paths, page)
 
 
 @app.command()

@@ -165,6 +165,9 @@ class RunDirectory:
         for folder in (self.path / "figures").glob("*") if self.writes else ():
             if folder.name.isdecimal() and int(folder.name) > step:
                 shutil.rmtree(folder)
+            waiting = folder.stem.removeprefix("waiting-")
+            if folder.suffix == ".npz" and waiting.isdecimal() and int(waiting) > step:
+                folder.unlink()
 
     def sweep(self) -> None:
         """Remove drafts that a killed process left; only for the process that holds the run."""
