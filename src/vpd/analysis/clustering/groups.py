@@ -1,0 +1,115 @@
+"""The groups of a partition on their way to one, with how often each pair of them fires together."""
+
+import numpy as np
+from jaxtyping import Int
+
+from vpd.analysis.clustering.memberships import Memberships
+
+_GONE = -1
+
+
+class Groups:
+    """Groups that are merged two at a time; every count stays exact.
+
+    A group has a *slot*, the place of its smallest member among all members of the state; a union keeps the smaller of two
+    slots. Slots without a group stay behind until :meth:`compact`, which keeps the order of the others.
+
+    A position at which the groups a and b both fire was counted in both. So the union fires together with a third group as
+    often as a and as b do, less the positions at which all three fire, and only at positions of a *and* b are these looked for. As
+    each such position is one firing less afterwards, all merges together look at no more positions than there are
+    firings to begin with: from the subcomponents to one group costs about as much as counting coactivation once.
+
+    Attributes:
+        positions: number of positions.
+        together: ``[slots, slots]``, positions at which two groups fire, and on the diagonal each one alone.
+        fires: ``[slots]``, positions at which a group fires.
+        size: ``[slots]``, its members.
+        alive: slots that hold a group, ascending.
+        first: the smallest subcomponent of the group of each slot.
+    """
+
+    def __init__(self, memberships: Memberships, together: Int[np.ndarray, "n n"]) -> None:
+        """Every subcomponent alone; the coactivation is copied."""
+        n = memberships.n
+        self.positions = memberships.positions
+        self.together = together.astype(np.int32)
+        self.fires = np.diagonal(together).astype(np.float64)
+        self.size = np.ones(n)
+        self.alive = np.arange(n)
+        self.first = np.arange(n)
+        self._starts, self._slots = memberships.starts, memberships.fired.astype(np.int32)
+        self._marked = np.zeros(self.positions, bool)
+        self._index()
+
+    def _index(self) -> None:
+        """Of each slot: its firings as places in the list of all, and their positions."""
+        by_slot = np.argsort(self._slots, kind="stable")
+        at = np.repeat(np.arange(self.positions, dtype=np.int32), np.diff(self._starts))
+        bounds = np.cumsum(np.bincount(self._slots, minlength=len(self.size)))[:-1]
+        self._places = np.split(by_slot, bounds)
+        self._at = np.split(at[by_slot], bounds)
+
+    @property
+    def k(self) -> int:
+        """Number of groups."""
+        return len(self.alive)
+
+    @property
+    def total(self) -> float:
+        """Firings of all groups."""
+        return float(self.fires[self.alive].sum())
+
+    def counts(self) -> Int[np.ndarray, "k k"]:
+        """How often groups fire together, without the slots that are left behind."""
+        return self.together[np.ix_(self.alive, self.alive)]
+
+    def sizes(self) -> Int[np.ndarray, " k"]:
+        """Members of each group."""
+        return self.size[self.alive].astype(np.int64)
+
+    def merge(self, a: int, b: int) -> None:
+        """Merge the groups of two slots, a < b, into slot a."""
+        row = self.together[a] + self.together[b] - self._all_three(a, b)
+        self.size[a] += self.size[b]
+        self.fires[a] += self.fires[b] - self.together[a, b]
+        row[a] = self.fires[a]
+        self.together[a] = self.together[:, a] = row
+        self.alive = self.alive[self.alive != b]
+
+    def compact(self) -> None:
+        """Leave out the slots without a group; the others move up, in their order."""
+        number = np.full(len(self.size), _GONE, np.int32)
+        number[self.alive] = np.arange(self.k, dtype=np.int32)
+        self.together = self.counts()
+        self.fires, self.size, self.first = self.fires[self.alive], self.size[self.alive], self.first[self.alive]
+        kept = self._slots != _GONE
+        self._starts = np.concatenate([[0], np.cumsum(kept)])[self._starts]
+        self._slots = number[self._slots[kept]]
+        self.alive = np.arange(self.k)
+        self._index()
+
+    def _all_three(self, a: int, b: int) -> Int[np.ndarray, " slots"]:
+        """Positions at which a, b and each group fire; the firings of b become a's, where a does not fire already."""
+        slots = len(self.size)
+        self._marked[self._at[a]] = True
+        both = self._marked[self._at[b]]
+        self._marked[self._at[a]] = False
+        shared, places = self._at[b][both], self._places[b]
+        counted = np.zeros(slots, np.int64)
+        # In parts, so that a group that fires nearly everywhere does not need all firings at once.
+        for part in np.array_split(shared, 1 + len(shared) // 65536):
+            found = self._slots[_ranges(self._starts[part], self._starts[part + 1])]
+            counted += np.bincount(found + 1, minlength=slots + 1)[1:]
+        self._slots[places] = a
+        self._slots[places[both]] = _GONE
+        self._places[a] = np.concatenate([self._places[a], places[~both]])
+        self._at[a] = np.concatenate([self._at[a], self._at[b][~both]])
+        self._places[b] = self._at[b] = places[:0]
+        return counted.astype(np.int32)
+
+
+def _ranges(starts: Int[np.ndarray, " n"], stops: Int[np.ndarray, " n"]) -> Int[np.ndarray, " total"]:
+    """The whole numbers of several half-open intervals, one interval after the other."""
+    lengths = stops - starts
+    begins = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) + np.repeat(starts - begins, lengths)
