@@ -12,8 +12,8 @@ is common to all pairs comes apart from what tells them apart:
 
     ΔD_ij = S (log2(k − 1) − log2 k)  +  α [(s_i − c) r_j + (s_j − c) r_i] − c log2(k − 1),      S = Σ_i s_i
 
-The second part, times the number of positions, is a pair's *score*. Its ingredients are whole numbers, so that everybody
-who computes a score gets the same one, to the bit, and pairs that tie do tie. For a given pair it never falls as k falls.
+The second part, times the number of positions, is a pair's *score*. Its ingredients are whole numbers, so that whoever
+computes a score gets the same one, to the bit, and pairs that tie do tie. A given pair's score never falls as k falls.
 """
 
 from math import log2
@@ -76,7 +76,9 @@ def merge_costs(
     return (scores + common_change(float(fires.sum()), k)) / positions
 
 
-def description_length(fires: Num[np.ndarray, " k"], sizes: Num[np.ndarray, " k"], positions: int, alpha: float) -> float:
+def description_length(
+    fires: Num[np.ndarray, " k"], sizes: Num[np.ndarray, " k"], positions: int, alpha: float
+) -> float:
     """What a partition costs, in bits per position.
 
     Args:

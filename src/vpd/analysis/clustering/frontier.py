@@ -40,8 +40,8 @@ class Frontier:
     """The front part of all pairs in their order, with a bound behind which the others are.
 
     The score of a pair never falls from one merge to the next (:mod:`.cost`), and the order of groups by their smallest
-    member does not change. So a pair that once was behind the bound stays there; the front part loses the pairs of the two
-    merged groups and gains those of the union that come before the bound. Only when too few are left, all pairs are
+    member does not change. So a pair that once was behind the bound stays there; the front part loses the pairs of the
+    two merged groups and gains those of the union that come before the bound. Only when too few are left, all pairs are
     looked at once more.
 
     Attributes:
@@ -120,9 +120,7 @@ class Frontier:
     def _pairs(self, a: Int[np.ndarray, " m"], b: Int[np.ndarray, " m"]) -> _Front:
         groups = self.groups
         together = groups.together[a, b]
-        bases = pair_bases(
-            together, groups.fires[a], groups.fires[b], groups.size[a], groups.size[b], self._alpha
-        )
+        bases = pair_bases(together, groups.fires[a], groups.fires[b], groups.size[a], groups.size[b], self._alpha)
         return _Front(a.astype(np.int32), b.astype(np.int32), bases, together)
 
     def _cut_back(self, front: _Front) -> None:

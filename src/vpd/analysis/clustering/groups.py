@@ -11,13 +11,13 @@ _GONE = -1
 class Groups:
     """Groups that are merged two at a time; every count stays exact.
 
-    A group has a *slot*, the place of its smallest member among all members of the state; a union keeps the smaller of two
-    slots. Slots without a group stay behind until :meth:`compact`, which keeps the order of the others.
+    A group has a *slot*; slots are in the order of the groups' smallest members, and a union keeps the smaller of two.
+    Slots without a group stay behind until :meth:`compact`, which keeps the order of the others.
 
-    A position at which the groups a and b both fire was counted in both. So the union fires together with a third group as
-    often as a and as b do, less the positions at which all three fire, and only at positions of a *and* b are these looked for. As
-    each such position is one firing less afterwards, all merges together look at no more positions than there are
-    firings to begin with: from the subcomponents to one group costs about as much as counting coactivation once.
+    The union of a and b fires together with a third group as often as a does and as b does, less the positions at which
+    all three fire; these are looked for only where both a and b fire. Each such position is one firing less afterwards,
+    so all merges together look at no more positions than there are firings to begin with: the whole way to one group
+    costs about as much as counting coactivation once.
 
     Attributes:
         positions: number of positions.
@@ -104,7 +104,7 @@ class Groups:
         self._slots[places[both]] = _GONE
         self._places[a] = np.concatenate([self._places[a], places[~both]])
         self._at[a] = np.concatenate([self._at[a], self._at[b][~both]])
-        self._places[b] = self._at[b] = places[:0]
+        self._places[b], self._at[b] = places[:0], shared[:0]
         return counted.astype(np.int32)
 
 

@@ -35,8 +35,8 @@ class History:
     def cut(self) -> int:
         """After how many merges the description length is smallest: there the marginal cost crosses 0 from below.
 
-        A stochastic history may cross it several times; of these it is the crossing with the smallest length, and of equal
-        ones the first.
+        A history may cross it several times; of these it is the crossing with the smallest length, of equal ones the
+        first.
         """
         return int(np.argmin(self.lengths))
 

@@ -6,8 +6,8 @@ All pairs are in one order, by cost and, where costs tie, by the smallest member
 * ``mcmc``: a pair in proportion to exp(−cost / temperature), the cost in bits per position.
 * ``exp_rank``: the pair of rank ρ = 0, 1, 2, ... in proportion to exp(−ρ / temperature).
 
-Only the lowest pairs are ever listed. Beyond :data:`LISTED` of them, pairs are proposed uniformly among all and accepted
-so that the result has exactly the stated probabilities; of N pairs it takes at most about N / LISTED proposals.
+Only the lowest pairs are ever listed. Beyond :data:`LISTED` of them, pairs are proposed uniformly among all, and taken
+so that the result has exactly the stated probabilities; of N pairs that takes some N / LISTED proposals at most.
 """
 
 import math
