@@ -308,6 +308,10 @@ def cluster(
     seed: Annotated[int, typer.Option(help="Of the choice of positions.")] = 0,
     name: Annotated[str, typer.Option(help="Name of the clusters: RUN/clusters/NAME.")] = "default",
     step: Annotated[int | None, typer.Option(help="Checkpoint to read; the latest by default.")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Make nothing: compare the clusters NAME of both runs by where they fire."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace clusters of that name.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -315,8 +319,11 @@ def cluster(
     """Group the subcomponents that fire together into components; prints their folder on the last line."""
     from vpd.analysis.clustering.collect import Sampling
     from vpd.analysis.clustering.run_clustering import Merging
-    from vpd.commands.cluster import cluster_command
+    from vpd.commands.cluster import against_command, cluster_command
 
+    if against is not None:
+        against_command(path, against, name, as_json, quiet)
+        return
     sampling = Sampling(positions, threshold, split, per_sequence, seed, min_firings, always_on)
     merging = Merging(tuple(alpha or [1.0]), sampler, temperature, seeds)
     cluster_command(path, step, sampling, merging, name, force, as_json, quiet)

@@ -12,15 +12,18 @@ from rich.table import Table
 
 from vpd.analysis.artefacts import artefact_path, new_artefact
 from vpd.analysis.clustering import figures as drawn
+from vpd.analysis.clustering.across import Correspondence, correspond
 from vpd.analysis.clustering.collect import Sampling
 from vpd.analysis.clustering.distance import jaccard
 from vpd.analysis.clustering.ensemble import co_membership
 from vpd.analysis.clustering.run_clustering import Found, Merging, cluster, observed
-from vpd.analysis.clustering.store import KIND, SCHEMA_VERSION, Clustering, write_clusterings
+from vpd.analysis.clustering.store import KIND, SCHEMA_VERSION, Clustering, Clusters, load_clusters, write_clusterings
 from vpd.analysis.names import FlatAxis
 from vpd.analysis.run import open_run
 from vpd.commands.tables import results_console
+from vpd.errors import RunError
 from vpd.evaluation.figures import png
+from vpd.progress import training_meter
 from vpd.run_directory import finite, write_atomically
 
 SHOWN, NAMED = 20, 6
@@ -154,3 +157,54 @@ def figures_of(found: Found, axis: FlatAxis) -> Mapping[str, Figure]:
         agreed = co_membership([c.labels for c in found.of(one.alpha)], shown)
         pictures["co_membership"] = drawn.heat_map(agreed, labels, shown_names, "seeds that cluster the two together")
     return pictures
+
+
+def against_command(path: Path, other: Path, name: str, as_json: bool, quiet: bool) -> None:
+    """Print which cluster of a run is which of another one, by where they fire; nothing is written."""
+    both = load_clusters(path, name), load_clusters(other, name)
+    sampling = sampling_of(both[0])
+    run, another = (
+        open_run(place, clusters.artefact.origin.step) for place, clusters in zip((path, other), both, strict=True)
+    )
+    with training_meter(sampling.positions, 0, quiet, "collecting firings", "position") as meter:
+        found = correspond(run, both[0], another, both[1], sampling, lambda seen: meter(seen, {}))
+    if as_json:
+        typer.echo(json.dumps(finite(_correspondence_values(found))))
+        return
+    _print_correspondence(found, *both, f"{path} and {other}")
+
+
+def sampling_of(clusters: Clusters) -> Sampling:
+    """The positions that clusters were made from.
+
+    Raises:
+        RunError: where they are not written down as they should be.
+    """
+    written = clusters.artefact.facts.get("sampling")
+    try:
+        assert isinstance(written, dict)
+        return Sampling(**written)
+    except (AssertionError, TypeError):
+        raise RunError(f"{clusters.artefact.path} does not say how it was made; make these clusters again") from None
+
+
+def _correspondence_values(found: Correspondence) -> dict[str, object]:
+    rows = zip(found.pairs.tolist(), found.similarity.tolist(), strict=True)
+    return {
+        "agreement": found.agreement,
+        "positions": found.positions,
+        "clusters": [len(found.here), len(found.there)],
+        "pairs": [{"here": i, "there": j, "jaccard": value} for (i, j), value in rows],
+    }
+
+
+def _print_correspondence(found: Correspondence, here: Clusters, there: Clusters, what: str) -> None:
+    table = Table(title=f"{what}: agreement {found.agreement:.3f}", title_justify="left")
+    for word in ("cluster", "members", "fires at", "there", "members", "fires at", "Jaccard"):
+        table.add_column(word, justify="right")
+    by_cluster = np.argsort(found.pairs[:, 0])[:SHOWN]
+    for (i, j), value in zip(found.pairs[by_cluster].tolist(), found.similarity[by_cluster], strict=True):
+        left = (str(i), str(len(here.members(i))), f"{found.here[i]:.3g}")
+        table.add_row(*left, str(j), str(len(there.members(j))), f"{found.there[j]:.3g}", f"{value:.3f}")
+    results_console().print(table)
+    typer.echo(f"{len(here)} and {len(there)} clusters, paired by where they fire at {found.positions} positions")

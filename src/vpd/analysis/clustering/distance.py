@@ -20,10 +20,11 @@ from scipy.sparse.csgraph import connected_components
 from vpd.analysis.clustering.memberships import Memberships
 
 Labels = Int[np.ndarray, " n"]
+Cells = Int[np.ndarray, " cells"]
 
 
-def _shared(a: Labels, b: Labels) -> tuple[Labels, Labels, Labels]:
-    """Pairs of a group of one partition and a group of the other with a common subcomponent, and how many they share."""
+def _shared(a: Labels, b: Labels) -> tuple[Cells, Cells, Cells]:
+    """Pairs of a group of each partition with a common subcomponent, and how many they share."""
     (i, j), counts = np.unique(np.stack([a, b]), axis=1, return_counts=True)
     return i, j, counts
 
@@ -66,7 +67,7 @@ def moved_fraction(a: Labels, b: Labels) -> float:
     return 1 - sum(_best_pairing(i[part], j[part], counts[part]) for part in parts) / len(a)
 
 
-def _best_pairing(i: Labels, j: Labels, counts: Labels) -> int:
+def _best_pairing(i: Cells, j: Cells, counts: Cells) -> int:
     """The most subcomponents that groups which are paired can share."""
     if len(counts) == 1:
         return int(counts[0])

@@ -28,22 +28,22 @@ class Course(NamedTuple):
 
 
 @STYLE
-def cost_curve(courses: Sequence[Course], zoom: int | None = None) -> Figure:
+def cost_curve(courses: Sequence[Course]) -> Figure:
     """Description length and marginal cost against the number of groups, with the cuts.
 
     Args:
         courses: one line each; those of one label share a colour.
-        zoom: the largest number of groups that is shown; None shows all.
     """
     figure = Figure(figsize=(8.4, 5.6))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     colours = {label: _COLOURS[i % 6] for i, label in enumerate(dict.fromkeys(one.label for one in courses))}
-    seen = set[str]()
+    for label, colour in colours.items():
+        cuts = [one.history.n - one.history.cut for one in courses if one.label == label]
+        several = f"{min(cuts)} to {max(cuts)}" if min(cuts) < max(cuts) else str(cuts[0])
+        above.plot([], [], color=colour, lw=1.3, label=f"{label}: cut at {several} clusters")
     for label, history in courses:
         groups, colour = np.arange(history.n, 0, -1), colours[label]
-        name = None if label in seen else f"{label}: cut at {history.n - history.cut} clusters"
-        seen.add(label)
-        above.plot(groups, history.lengths, color=colour, lw=1.3, label=name)
+        above.plot(groups, history.lengths, color=colour, lw=1.3)
         above.plot(history.n - history.cut, history.lengths[history.cut], "o", color=colour, ms=6)
         below.plot(groups[1:], history.costs, color=colour, lw=0.9, marker="." if history.n <= 60 else None)
         below.axvline(history.n - history.cut, color=colour, lw=0.9, ls=":")
