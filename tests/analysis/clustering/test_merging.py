@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 
 from vpd.analysis.clustering import frontier as frontier_module
 from vpd.analysis.clustering import groups as groups_module
+from vpd.analysis.clustering.distance import moved_fraction
 from vpd.analysis.clustering.frontier import Frontier
 from vpd.analysis.clustering.groups import Groups
 from vpd.analysis.clustering.memberships import from_dense
@@ -127,3 +128,18 @@ def test_no_scan_at_a_merge(monkeypatch: pytest.MonkeyPatch) -> None:
 def _noted(looked: list[int], found: np.ndarray) -> np.ndarray:
     looked.append(len(found))
     return found
+
+
+def test_planted_mechanisms_are_the_clusters() -> None:
+    """Members that miss one firing in ten and fire by themselves now and then, in a history that goes on to one group."""
+    rng = np.random.default_rng(5)
+    mechanism = rng.permutation(np.repeat(np.arange(12), [1, 2, 2, 3, 3, 3, 4, 4, 5, 5, 6, 8]))
+    active = rng.random((5000, 12)) < 0.05
+    fires = active[:, mechanism] & (rng.random((5000, len(mechanism))) < 0.9)
+    fires |= rng.random(fires.shape) < 0.002
+    history = merge_all(from_dense(fires), 1.0)
+    labels = history.labels()
+    assert moved_fraction(labels, mechanism) == 0
+    assert np.bincount(labels).tolist() == [8, 6, 5, 5, 4, 4, 3, 3, 3, 2, 2, 1]
+    assert (history.costs[: history.cut] < 0).all() and history.costs[history.cut] > 0
+    assert history.lengths[-1] == pytest.approx(fires.any(axis=1).mean() * len(mechanism))
