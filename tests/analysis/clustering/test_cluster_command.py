@@ -115,7 +115,7 @@ def test_refusals(cluster: Cluster, folder: Path, arguments: tuple[object, ...],
 def test_reading_refuses(cluster: Cluster, folder: Path) -> None:
     assert cluster(*EVERY, "--name", "read", "--json", "--quiet").code == 0
     clusters = load_clusters(folder, "read")
-    with pytest.raises(RunError, match="does not exist; there are .*read"):
+    with pytest.raises(RunError, match=r"does not exist; there are .*read"):
         load_clusters(folder, "absent")
     with pytest.raises(RunError, match="no clustering of that alpha and seed; there are alpha 1 seed 0"):
         load_clusters(folder, "read", alpha=3.0)

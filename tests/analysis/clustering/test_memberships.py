@@ -38,5 +38,5 @@ def test_selection() -> None:
     fires[:, 0], fires[:3, 1], fires[:10, 2], fires[:12, 3] = True, True, True, True
     found = select(from_dense(fires), Sampling(min_firings=5, always_on=0.9))
     assert (found.kept.tolist(), found.dead, found.rare, found.always_on) == ([2, 3], 1, 1, 1)
-    with pytest.raises(RunError, match="0 of 5 .* can be clustered.*1 never fire.*2 do at fewer than 11 and 2 at"):
+    with pytest.raises(RunError, match=r"0 of 5 .* can be clustered.*1 never fire.*2 do at fewer than 11 and 2 at"):
         select(from_dense(fires[:12]), Sampling(min_firings=11, always_on=0.99))

@@ -6,6 +6,7 @@ from jaxtyping import Int
 from vpd.analysis.clustering.memberships import Memberships
 
 _GONE = -1
+_PART = 16384
 
 
 class Groups:
@@ -15,9 +16,9 @@ class Groups:
     Slots without a group stay behind until :meth:`compact`, which keeps the order of the others.
 
     The union of a and b fires together with a third group as often as a does and as b does, less the positions at which
-    all three fire; these are looked for only where both a and b fire. Each such position is one firing less afterwards,
-    so all merges together look at no more positions than there are firings to begin with: the whole way to one group
-    costs about as much as counting coactivation once.
+    all three fire; these are looked for only where both a and b fire (or only where not, if that is less). Each position
+    where both do is one firing less afterwards, so all merges together look at no more positions than there are firings
+    to begin with: the whole way to one group costs about as much as counting coactivation once.
 
     Attributes:
         positions: number of positions.
@@ -90,22 +91,32 @@ class Groups:
 
     def _all_three(self, a: int, b: int) -> Int[np.ndarray, " slots"]:
         """Positions at which a, b and each group fire; the firings of b become a's, where a does not fire already."""
-        slots = len(self.size)
         self._marked[self._at[a]] = True
         both = self._marked[self._at[b]]
         self._marked[self._at[a]] = False
         shared, places = self._at[b][both], self._places[b]
-        counted = np.zeros(slots, np.int64)
-        # In parts, so that a group that fires nearly everywhere does not need all firings at once.
-        for part in np.array_split(shared, 1 + len(shared) // 65536):
-            found = self._slots[_ranges(self._starts[part], self._starts[part + 1])]
-            counted += np.bincount(found + 1, minlength=slots + 1)[1:]
+        if 2 * len(shared) <= self.positions:
+            counted = self._firings_at(shared)
+        else:
+            self._marked[shared] = True
+            counted = self.fires.astype(np.int64) - self._firings_at(np.flatnonzero(~self._marked))
+            self._marked[shared] = False
         self._slots[places] = a
         self._slots[places[both]] = _GONE
         self._places[a] = np.concatenate([self._places[a], places[~both]])
         self._at[a] = np.concatenate([self._at[a], self._at[b][~both]])
         self._places[b], self._at[b] = places[:0], shared[:0]
         return counted.astype(np.int32)
+
+    def _firings_at(self, positions: Int[np.ndarray, " m"]) -> Int[np.ndarray, " slots"]:
+        """How often each group fires at some positions."""
+        slots = len(self.size)
+        counted = np.zeros(slots, np.int64)
+        # In parts, so that many positions do not need all their firings at once.
+        for part in np.array_split(positions, 1 + len(positions) // _PART):
+            found = self._slots[_ranges(self._starts[part], self._starts[part + 1])]
+            counted += np.bincount(found + 1, minlength=slots + 1)[1:]
+        return counted
 
 
 def _ranges(starts: Int[np.ndarray, " n"], stops: Int[np.ndarray, " n"]) -> Int[np.ndarray, " total"]:
