@@ -332,6 +332,51 @@ def bench(
 
 
 @app.command()
+def cluster(
+    path: RunPath,
+    alpha: Annotated[
+        list[float] | None,
+        typer.Option(help="Bits for each member of an active cluster; several make a clustering each.  [default: 1]"),
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="Choice of the pair that is merged: range, mcmc or exp_rank.")] = "range",
+    temperature: Annotated[
+        float,
+        typer.Option(
+            help="Of the sampler: fraction of the range of costs, bits per position, ranks; 0 takes the lowest cost."
+        ),
+    ] = 0.0,
+    seeds: Annotated[int, typer.Option(help="Stochastic clusterings for each alpha, and how far they agree.")] = 1,
+    threshold: Annotated[float, typer.Option(help="A subcomponent fires above this causal importance.")] = 0.1,
+    positions: Annotated[int, typer.Option(help="Positions to look at: examples of toys, tokens of text.")] = 100_000,
+    per_sequence: Annotated[int, typer.Option(help="Positions of one sequence at most, drawn at random.")] = 64,
+    split: Annotated[str, typer.Option(help="Stream of the run to read: eval or train.")] = "eval",
+    min_firings: Annotated[int, typer.Option(help="Leave out what fires at fewer positions.")] = 10,
+    always_on: Annotated[float, typer.Option(help="Leave out what fires at more than this fraction of them.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the choice of positions.")] = 0,
+    name: Annotated[str, typer.Option(help="Name of the clusters: RUN/clusters/NAME.")] = "default",
+    step: Annotated[int | None, typer.Option(help="Checkpoint to read; the latest by default.")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Make nothing: compare the clusters NAME of both runs by where they fire."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace clusters of that name.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Group the subcomponents that fire together into components; prints their folder on the last line."""
+    from vpd.analysis.clustering.collect import Sampling
+    from vpd.analysis.clustering.run_clustering import Merging
+    from vpd.commands.cluster import against_command, cluster_command
+
+    if against is not None:
+        against_command(path, against, name, as_json, quiet)
+        return
+    sampling = Sampling(positions, threshold, split, per_sequence, seed, min_firings, always_on)
+    merging = Merging(tuple(alpha or [1.0]), sampler, temperature, seeds)
+    cluster_command(path, step, sampling, merging, name, force, as_json, quiet)
+
+
+@app.command()
 def target(
     name: Annotated[
         str,
