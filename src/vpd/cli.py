@@ -394,6 +394,71 @@ def target(
     target_command(name, model_class, reference, as_json)
 
 
+Prompt = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Text, for a language model.")]
+Tokens = Annotated[str | None, typer.Option("--tokens", metavar="1,2,3", help="Token ids.")]
+Features = Annotated[str | None, typer.Option("--features", metavar="0,3=0.5", help="Features of a toy, 0.75 each.")]
+Positions = Annotated[
+    str | None, typer.Option("--positions", metavar="3,-1", help="Positions whose outputs count; the last by default.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace what has that name.")]
+
+
+@app.command()
+def attribute(
+    path: RunPath,
+    prompt: Prompt = None,
+    tokens: Tokens = None,
+    features: Features = None,
+    pruning: Annotated[
+        str | None, typer.Option("--pruning", metavar="NAME", help="The prompt and the subset of a pruning.")
+    ] = None,
+    positions: Positions = None,
+    threshold: Annotated[
+        float, typer.Option(help="Smallest part of the output that an edge carries.", min=1e-6)
+    ] = 0.01,
+    batches: Annotated[int, typer.Option(help="Without a prompt: evaluation batches.", min=1)] = 1,
+    targets: Annotated[str, typer.Option(metavar="GLOB", help="Without a prompt: sites, or output.")] = "*",
+    outputs: Annotated[int, typer.Option(help="Without a prompt: tokens predicted most often.", min=1)] = 128,
+    top: Annotated[int, typer.Option(help="Without a prompt: sources and targets of each in the JSON.", min=1)] = 10,
+    name: Annotated[str | None, typer.Option(help="Folder under attributions/; dataset or prompt by default.")] = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what feeds what: over data, or as the graph of one prompt; prints the folder on its last line."""
+    from vpd.commands.attribute import attribute_data_command, attribute_prompt_command
+
+    given = (prompt, tokens, features)
+    if pruning is None and positions is None and not any(one is not None for one in given):
+        attribute_data_command(path, batches, targets, outputs, top, name, force, as_json, quiet)
+    else:
+        attribute_prompt_command(path, given, pruning, positions, threshold, name, force, as_json, quiet)
+
+
+@app.command()
+def prune(
+    path: RunPath,
+    prompt: Prompt = None,
+    tokens: Tokens = None,
+    features: Features = None,
+    positions: Positions = None,
+    measure: Annotated[str, typer.Option(help="kl from the target's output, or ce of the next token.")] = "kl",
+    steps: Annotated[int, typer.Option(help="Updates.", min=1)] = 1000,
+    coeff: Annotated[float, typer.Option(help="What one subcomponent costs at one position, in nats.", min=0)] = 3e-3,
+    seed: Annotated[int, typer.Option(help="Of the masks.", min=0)] = 0,
+    name: Annotated[str, typer.Option(help="Folder under prunings/.")] = "prompt",
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the subcomponents that one behaviour needs; prints the folder on its last line."""
+    from vpd.analysis.pruning import Effort
+    from vpd.commands.prune import prune_command
+
+    effort = Effort(steps, coeff, seed=seed)
+    prune_command(path, (prompt, tokens, features), positions, measure, effort, name, force, as_json, quiet)
+
+
 def main() -> None:
     """Entry point: 0 done, 1 fault, 2 the user's mistake (one sentence), 75 stopped by a signal."""
     for out in (sys.stdout, sys.stderr):

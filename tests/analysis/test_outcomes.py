@@ -8,7 +8,7 @@ import pytest
 from tiny_run import tiny
 
 from vpd import read_run_file
-from vpd.analysis.labels import short_labels
+from vpd.analysis.run_labels import short_labels
 from vpd.analysis.outcomes import Outcome, TradeOff, last_outcome, trade_off
 
 PROBE, PERSISTENT, STOCHASTIC = (

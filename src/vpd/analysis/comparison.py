@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from vpd.analysis.labels import refuse_repeated, short_labels
+from vpd.analysis.run_labels import refuse_repeated, short_labels
 from vpd.analysis.live import LiveSet, live_set
 from vpd.analysis.run import Run, open_run
 from vpd.errors import RunError

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vpd.analysis.labels import refuse_repeated, short_labels
+from vpd.analysis.run_labels import refuse_repeated, short_labels
 from vpd.analysis.outcomes import TradeOff, last_outcome, trade_off
 from vpd.config import changed_fields, read_run_file, values_of
 from vpd.config.run import RunConfig
