@@ -302,6 +302,30 @@ def target(
     target_command(name, model_class, reference, as_json)
 
 
+@app.command()
+def attention(
+    path: RunPath,
+    layer: Annotated[str | None, typer.Option(help="Number or path of a layer; all by default.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text whose attention is taken apart.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="ID,ID,...", help="The same as token ids, for networks that read no text.")
+    ] = None,
+    masking: Annotated[
+        str, typer.Option(help="On the prompt: ci, the model masked by its importances; target, the network itself.")
+    ] = "ci",
+    top: Annotated[int, typer.Option(help="Pairs a layer, or a head of the prompt, in the tables.", min=1)] = 10,
+    batches: Annotated[int, typer.Option(help="Batches that typical activations are measured on.", min=1)] = 10,
+    name: Annotated[str, typer.Option(help="Of the folder under attention/.")] = "first",
+    force: Annotated[bool, typer.Option("--force", help="Replace what has this name.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take attention apart: which pairs of subcomponents make the scores, which heads they span."""
+    from vpd.commands.attention import attention_command
+
+    attention_command(path, layer, prompt, tokens, masking, top, batches, name, force, as_json, quiet)
+
+
 def main() -> None:
     """Entry point: 0 done, 1 fault, 2 the user's mistake (one sentence), 75 stopped by a signal."""
     for out in (sys.stdout, sys.stderr):
