@@ -59,6 +59,7 @@ def as_batch(run: Run, tokens: Sequence[int]) -> Int[Array, "1 T"]:
     """
     refuse_without_tokens(run)
     target, longest = run.experiment.target, longest_prompt(run)
+    assert isinstance(target, Induction | LanguageModel)
     vocab = target.wte.shape[0] if isinstance(target, Induction) else target.vocab_size
     beyond = [token for token in tokens if not 0 <= token < vocab]
     if not tokens:

@@ -109,6 +109,8 @@ def _values_outputs(study: LayerStudy) -> Pairs | None:
 def figures_of(study: Study, words: Sequence[str]) -> Iterator[tuple[str, str, Figure]]:
     """File stem, kind of caption, and figure."""
     for scores in study.prompt:
+        if not (scores.queries.labels and scores.keys.labels):
+            continue  # the importances keep nothing of it
         yield f"prompt-{scores.layer.path}", "prompt", drawn.prompt_maps(scores, words, 3)
     for own in study.layers:
         path = own.layer.path
@@ -123,8 +125,7 @@ def figures_of(study: Study, words: Sequence[str]) -> Iterator[tuple[str, str, F
             words_of_ends = ("value", "output")
             yield f"values-{path}", "values", drawn.pair_map(path, own.values_outputs, words_of_ends, title, "length")
         if own.fractions and own.layer.heads.n_heads > 1:
-            found = {role: (own.order[role], fractions) for role, fractions in own.fractions.items()}
-            yield f"spans-{path}", "spans", drawn.span_bars(path, found)
+            yield f"spans-{path}", "spans", drawn.span_bars(path, own.order, own.fractions)
     if len(study.spaces.names) > 1 and study.chance < 1:  # heads as wide as the stream share all of it
         yield "overlap", "overlap", drawn.overlap_maps(study.spaces.names, study.overlap, study.chance)
 
@@ -133,7 +134,7 @@ def _write(folder: Path, run: Run, study: Study, tables: dict[str, list[Row]], w
     for stem, rows in tables.items():
         if rows:
             (folder / f"{stem}.csv").write_text(as_csv(rows), encoding="utf-8")
-    np.savez_compressed(folder / "interactions.npz", **_arrays(study))
+    np.savez_compressed(folder / "interactions.npz", allow_pickle=False, **_arrays(study))
     pictures = []
     for stem, kind, figure in figures_of(study, words):
         image = png(figure)

@@ -86,16 +86,18 @@ def pair_map(layer: str, pairs: Pairs, words: tuple[str, str], title: str, label
 
 
 @STYLE
-def span_bars(layer: str, found: Mapping[Role, tuple[Sequence[int], Fractions]]) -> Figure:
+def span_bars(layer: str, orders: Mapping[Role, Sequence[int]], found: Mapping[Role, Fractions]) -> Figure:
     """A panel for each projection, a bar for each subcomponent in parts by head.
 
     Args:
         layer: its path.
-        found: by role the subcomponents to show, in order, and the fractions of all.
+        orders: subcomponents to show, by role.
+        found: the fractions of all.
     """
     figure, axes = grid_of_panels(len(found), 2.4)
-    for ax, (role, (order, fractions)) in zip(axes, found.items(), strict=True):
-        shown = list(order)[:MOST_BARS]
+    for ax, (role, fractions) in zip(axes, found.items(), strict=True):
+        order = orders[role]
+        shown = list(order[:MOST_BARS])
         bottom = np.zeros(len(shown))
         for head in range(fractions.shape[1]):
             part = fractions[shown, head]

@@ -58,7 +58,10 @@ class Pairs:
 
 
 def offset_interactions(
-    queries: Vectors, keys: Vectors, offsets: Int[np.ndarray, " k"], layer: AttentionLayer
+    queries: Vectors,
+    keys: Float[np.ndarray, "m kv_heads d_head"],
+    offsets: Int[np.ndarray, " k"],
+    layer: AttentionLayer,
 ) -> Float[np.ndarray, "heads n m k"]:
     """``queries_h · RoPE(−offset) keys_h / √d_head`` of every pair, in float64.
 
@@ -107,7 +110,7 @@ def query_key_pairs(run: Run, layer: AttentionLayer, typical: Typical, longest: 
     return Pairs(first, second, offsets, found, found * (sizes[0] * sizes[1])[..., None], together)
 
 
-def _largest(typical: Typical, end: Projection, vectors: Vectors) -> Int[np.ndarray, " n"]:
+def _largest(typical: Typical, end: Projection, vectors: Vectors) -> Int[np.ndarray, " _kept"]:
     return typical.largest(end.site, np.sqrt(np.square(vectors).sum(axis=(1, 2))), MOST)
 
 

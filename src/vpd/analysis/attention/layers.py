@@ -117,19 +117,24 @@ def _layer(model: AttentionModel, i: int) -> AttentionLayer:
     match model:
         case GPT2():
             path, d = f"{model.layers.prefix}.{i}", model.wte.shape[1]
-            parts = {role: slice(n * d, (n + 1) * d) for n, role in enumerate(ROLES[:3])}
-            fused = {role: Projection(role, f"{path}.attn.c_attn", part, heads.n_heads) for role, part in parts.items()}
-            out = Projection("o", f"{path}.attn.c_proj", slice(None), heads.n_heads)
+            parts: dict[Role, slice] = {role: slice(n * d, (n + 1) * d) for n, role in enumerate(ROLES[:3])}
+            fused = f"{path}.attn.c_attn"
+            found: dict[Role, Projection] = {
+                role: Projection(role, fused, part, heads.n_heads) for role, part in parts.items()
+            }
+            found["o"] = Projection("o", f"{path}.attn.c_proj", slice(None), heads.n_heads)
             bias = np.asarray(model.layers.whole.c_attn_bias[i], np.float32)
-            return AttentionLayer(path, {**fused, "o": out}, heads, {role: bias[parts[role]] for role in ROLES[:2]})
+            return AttentionLayer(path, found, heads, {role: bias[parts[role]] for role in ROLES[:2]})
         case LlamaSimpleMLP() | Llama():
             name = "self_attn" if isinstance(model, Llama) else "attn"
             path = f"{model.layers.prefix}.{i}"
         case Induction():
             name, path = "attn", f"h.{i}"
-    counts = {"q": heads.n_heads, "k": heads.n_kv_heads, "v": heads.n_kv_heads, "o": heads.n_heads}
-    found = {role: Projection(role, f"{path}.{name}.{role}_proj", slice(None), counts[role]) for role in ROLES}
-    return AttentionLayer(path, found, heads, {})
+    counts: Mapping[Role, int] = {"q": heads.n_heads, "k": heads.n_kv_heads, "v": heads.n_kv_heads, "o": heads.n_heads}
+    own: dict[Role, Projection] = {
+        role: Projection(role, f"{path}.{name}.{role}_proj", slice(None), counts[role]) for role in ROLES
+    }
+    return AttentionLayer(path, own, heads, {})
 
 
 def attention_weights(run: Run) -> Weights:

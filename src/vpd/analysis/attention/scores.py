@@ -18,13 +18,13 @@ from jaxtyping import Array, Float, Int
 from vpd.analysis.attention.layers import AttentionLayer, Projection, Role
 from vpd.analysis.run import Run
 from vpd.decomposition import Components, SiteMask, dense
-from vpd.rotary import rotate
+from vpd.rotary import Scaling, rotate
 from vpd.targets import Target, frozen_weights
 from vpd.targets.base import Pass
 from vpd.training.state import Decomposition
 
 Masking = Literal["ci", "target"]
-Vectors = Float[Array, "n T heads d_head"]
+Vectors = Float[np.ndarray, "n T heads d_head"]
 
 
 @dataclass(frozen=True)
@@ -77,18 +77,19 @@ class ScoreParts:
 
     def contribution(self, i: int, j: int) -> Float[np.ndarray, "heads T T"]:
         """What one pair of parts adds, query position first."""
-        return np.asarray(_products(self.queries.vectors[i][None], self.keys.vectors[j][None])[0, 0])
+        return _products(self.queries.vectors[i], self.keys.vectors[j])
 
     def at(self, head: int, query: int, key: int) -> Float[np.ndarray, "n m"]:
         """What every pair of parts adds to one score."""
         q, k = self.queries.vectors[:, query, head], self.keys.vectors[:, key, head]
-        return np.asarray((q @ k.T) * q.shape[-1] ** -0.5)
+        return (q @ k.T) * q.shape[-1] ** -0.5
 
     def total(self) -> Float[np.ndarray, "heads T T"]:
         """The sum over all pairs, added up one pair at a time."""
         found = np.zeros(self.scores.shape)
-        for i in range(len(self.queries.labels)):
-            found += np.asarray(_row(self.queries.vectors[i], self.keys.vectors), np.float64).sum(axis=0)
+        for q in self.queries.vectors:
+            for k in self.keys.vectors:
+                found += _products(q, k)
         return found
 
     @cached_property
@@ -100,31 +101,29 @@ class ScoreParts:
     @property
     def attention(self) -> Float[np.ndarray, "heads T T"]:
         """The masked model's attention: softmax over the keys that each query sees."""
-        return np.asarray(jax.nn.softmax(jnp.where(_seen(self.scores.shape[-1]), self.scores, -jnp.inf), axis=-1))
+        scores = np.where(np.tril(np.ones(self.scores.shape[1:], bool)), self.scores, -np.inf)
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def _products(q: Vectors, k: Float[Array, "m T heads d_head"]) -> Float[Array, "n m heads T T"]:
-    return jnp.einsum("nthd,mshd->nmhts", q, k) * q.shape[-1] ** -0.5
-
-
-@jax.jit
-def _row(q: Float[Array, "T heads d_head"], k: Vectors) -> Float[Array, "n heads T T"]:
-    return _products(q[None], k)[0]
-
-
-def _seen(length: int) -> Array:
-    return jnp.tril(jnp.ones((length, length), bool))
+def _products(
+    q: Float[np.ndarray, "T heads d_head"], k: Float[np.ndarray, "T heads d_head"]
+) -> Float[np.ndarray, "heads T T"]:
+    return q.swapaxes(0, 1) @ k.transpose(1, 2, 0) * q.shape[-1] ** -0.5
 
 
 @jax.jit
-def _summaries(q: Vectors, k: Float[Array, "m T heads d_head"]) -> tuple[Array, Array]:
-    """``[n, heads, m]`` of :class:`Summary`, one query part at a time."""
-    seen = _seen(q.shape[1])
+def _summaries(
+    q: Float[Array, "n T heads d_head"], k: Float[Array, "m T heads d_head"]
+) -> tuple[Float[Array, "n heads m"], Float[Array, "n heads m"]]:
+    """Size and pattern of :class:`Summary`, one query part at a time."""
+    seen = jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))
     keys = jnp.arange(1, q.shape[1] + 1, dtype=q.dtype)
     pairs = jnp.sum(keys)
 
     def one(part: Float[Array, "T heads d_head"]) -> tuple[Array, Array]:
-        found = jnp.where(seen, _products(part[None], k)[0], 0.0)
+        scores = jnp.einsum("thd,mshd->mhts", part, k) * part.shape[-1] ** -0.5
+        found = jnp.where(seen, scores, 0.0)
         mean = jnp.sum(found, axis=-1, keepdims=True) / keys[:, None]
         centred = jnp.where(seen, found - mean, 0.0)
         size = jnp.sum(jnp.abs(found), axis=(-1, -2)) / pairs
@@ -139,8 +138,8 @@ class Given:
 
     components: Mapping[str, Components]
     masks: Mapping[str, SiteMask]
-    inputs: Mapping[str, Float[Array, "T d_in"]]
-    frozen: Mapping[str, Float[Array, "T d_out"]]
+    inputs: Mapping[str, Float[np.ndarray, "T d_in"]]
+    frozen: Mapping[str, Float[np.ndarray, "T d_out"]]
 
 
 def prompt_scores(
@@ -158,56 +157,57 @@ def prompt_scores(
     masks = _masks(run, tokens, masking)
     names = tuple(dict.fromkeys(layer.projections[role].site for layer in layers for role in ("q", "k")))
     components = {name: run.components(name) for name in names if name in run.sites}
-    program = jax.jit(partial(_masked_pass, names))
-    inputs, outputs, frozen = program(run.experiment.target, run.decomposition, tokens, masks)
+    made = _masked_pass(names, run.experiment.target, run.decomposition, tokens, masks)
+    inputs, outputs, frozen = jax.tree.map(np.asarray, made)
+    given = Given(components, jax.tree.map(np.asarray, masks), inputs, frozen)
     found: list[ScoreParts] = []
     for layer in layers:
-        own = Given(components, masks, inputs, frozen)
-        q, k = (_parts(layer, role, own) for role in ("q", "k"))
-        whole = [_whole(layer, layer.projections[role], outputs) for role in ("q", "k")]
-        scores = np.asarray(_products(whole[0][None], whole[1][None])[0, 0])
-        found.append(ScoreParts(layer, q, k, scores))
+        q, k = (_parts(layer, role, given) for role in ("q", "k"))
+        ends = [layer.projections[role] for role in ("q", "k")]
+        whole = [_turned(layer, end, outputs[end.site][None, :, end.columns])[0] for end in ends]
+        found.append(ScoreParts(layer, q, k, _products(*whole)))
     return found
 
 
-def _whole(layer: AttentionLayer, end: Projection, outputs: Mapping[str, Array]) -> Float[Array, "T heads d_head"]:
-    """The queries or keys of the masked model, rotated."""
-    own = outputs[end.site][:, end.columns]
-    return _turned(layer, end, own.reshape(1, own.shape[0], end.heads, -1))[0]
-
-
-def _turned(layer: AttentionLayer, end: Projection, x: Vectors) -> Vectors:
-    """Rotated by position, keys once for every query head that reads them."""
+def _turned(
+    layer: AttentionLayer, end: Projection, x: Float[np.ndarray, "n T d_out"]
+) -> Float[np.ndarray, "n T heads d_head"]:
+    """Head by head and rotated by position, keys once for every query head that reads them."""
     heads = layer.heads
-    x = x if heads.base is None else rotate(x, heads.base, heads.scaling)
-    return jnp.repeat(x, layer.group, axis=2) if end.role == "k" else x
+    x = x.reshape(*x.shape[:2], end.heads, x.shape[2] // end.heads)
+    x = x if heads.base is None else np.asarray(_rotated(heads.base, heads.scaling, x))
+    return np.repeat(x, layer.group, axis=2) if end.role == "k" else x
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _rotated(base: float, scaling: Scaling | None, x: Float[Array, "n T heads d_head"]) -> Array:
+    return rotate(x, base, scaling)
 
 
 def _parts(layer: AttentionLayer, role: Role, given: Given) -> Parts:
     end = layer.projections[role]
     named = [(label, x[..., end.columns]) for label, x in _unrotated(end.site, given)]
+    none = np.zeros_like(given.frozen[end.site][:, end.columns])
     if role in layer.bias:
-        shape = named[0][1].shape
-        named.append(("bias", jnp.broadcast_to(jnp.asarray(layer.bias[role]), shape)))
-    vectors = jnp.stack([x for _, x in named])
-    vectors = vectors.reshape(*vectors.shape[:2], end.heads, -1)
+        named.append(("bias", none + layer.bias[role]))
+    vectors = np.stack([x for _, x in named]) if named else none[None][:0]
     return Parts(tuple(label for label, _ in named), _turned(layer, end, vectors))
 
 
-def _unrotated(site: str, given: Given) -> Iterator[tuple[str, Float[Array, "T d_out"]]]:
+def _unrotated(site: str, given: Given) -> Iterator[tuple[str, Float[np.ndarray, "T d_out"]]]:
     """The parts of a site's output that are not 0 throughout, its bias left out."""
     if site not in given.components:
         yield "frozen", given.frozen[site]
         return
     pieces, mask = given.components[site], given.masks[site]
-    V, U = (x.astype(jnp.float32) for x in (pieces.V, pieces.U))
+    V, U = (np.asarray(x, np.float32) for x in (pieces.V, pieces.U))
     inner = given.inputs[site] @ V
-    kept = inner * mask.component[0].astype(jnp.float32)
-    for c in np.flatnonzero(np.any(np.asarray(kept) != 0, axis=0)):
+    kept = inner * np.asarray(mask.component, np.float32)[0]
+    for c in np.flatnonzero(np.any(kept != 0, axis=0)):
         yield f"{site}:{c}", kept[:, c, None] * U[c]
     if mask.delta is not None:
-        delta = jnp.broadcast_to(mask.delta, (1, len(inner)))[0].astype(jnp.float32)
-        yield "delta", delta[:, None] * (given.frozen[site] - inner @ U)
+        delta = np.asarray(mask.delta, np.float32)[0, :, None]
+        yield "delta", delta * (given.frozen[site] - inner @ U)
 
 
 def _masks(run: Run, tokens: Int[Array, "1 T"], masking: Masking) -> dict[str, SiteMask]:
@@ -218,6 +218,7 @@ def _masks(run: Run, tokens: Int[Array, "1 T"], masking: Masking) -> dict[str, S
     return {site: SiteMask(ci.astype(jnp.float32)) for site, ci in run.causal_importances(tokens).items()}
 
 
+@partial(jax.jit, static_argnums=0)
 def _masked_pass(
     names: tuple[str, ...],
     target: Target,
