@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vpd.analysis.editing.edits import Edit
     from vpd.analysis.run import Run, open_run
     from vpd.config import RunConfig, read_run_file
     from vpd.decomposition import SiteMask
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 # Imported at first use: a command that only reads a run file should not wait for JAX.
 _HOMES = {
     "ConfigError": "vpd.errors",
+    "Edit": "vpd.analysis.editing.edits",
     "NonFiniteError": "vpd.errors",
     "Run": "vpd.analysis.run",
     "RunConfig": "vpd.config",
@@ -34,6 +36,7 @@ _HOMES = {
 
 __all__ = [
     "ConfigError",
+    "Edit",
     "NonFiniteError",
     "Run",
     "RunConfig",

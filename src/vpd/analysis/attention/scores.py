@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vpd.analysis.attention.layers import AttentionLayer, Projection, Role
-from vpd.analysis.run import Run
+from vpd.analysis.run import Run, in_type_of
 from vpd.decomposition import Components, SiteMask, dense
 from vpd.rotary import Scaling, rotate
 from vpd.targets import Target, frozen_weights
@@ -227,10 +227,7 @@ def _masked_pass(
     masks: dict[str, SiteMask],
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
     """Inputs, outputs and frozen products of the named matrices, in float32."""
-    dtype = jax.tree.leaves(target)[0].dtype
-    components, masks = jax.tree.map(
-        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, (decomposition.components, masks)
-    )
+    components, masks = in_type_of(target, (decomposition.components, masks))
     seam = Pass(masks, components, wanted=None)
     target.forward(tokens, seam)
     inputs = {name: dense(seam.inputs[name])[0].astype(jnp.float32) for name in names}
