@@ -352,6 +352,9 @@ def edit(
     rank: Annotated[
         int | None, typer.Option(metavar="N", help="Rank N candidates for ablation by their effect.", min=1)
     ] = None,
+    find: Annotated[
+        int | None, typer.Option(metavar="N", help="List N continuations that few subcomponents carry.", min=1)
+    ] = None,
     batches: Annotated[int, typer.Option(help="Batches of evaluation data.", min=1)] = 20,
     save: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the edited network.")] = None,
     as_json: Json = False,
@@ -360,7 +363,7 @@ def edit(
     """Ablate, boost or redirect subcomponents; say what it changes on target and off it; save the network."""
     from vpd.commands.edit import Asked, edit_command
 
-    asked = Asked(ablate or [], boost or [], file, positions, when_active, on, off, rank, batches, save)
+    asked = Asked(ablate or [], boost or [], file, positions, when_active, on, off, rank, find, batches, save)
     edit_command(path, asked, as_json, quiet)
 
 

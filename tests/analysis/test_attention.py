@@ -1,7 +1,9 @@
 """Attention through subcomponents: sums against the masked model's own scores, and closed forms."""
 
+import csv
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -11,13 +13,14 @@ import numpy as np
 import pytest
 from opened import opened
 from targets.language_models import SCALING
+from tiny_run import called
 
 from vpd import RunError
 from vpd.analysis.attention.heads import head_fractions, head_spaces, heads_spanned
 from vpd.analysis.attention.interactions import query_key_pairs, value_output_pairs
 from vpd.analysis.attention.layers import attention_layers, attention_weights, chosen_layers
 from vpd.analysis.attention.scores import Masking, ScoreParts, prompt_scores
-from vpd.analysis.attention.typical import typical_sizes
+from vpd.analysis.attention.typical import Typical, typical_sizes
 from vpd.analysis.run import Run
 from vpd.evaluation.attention_patterns import heads_of
 from vpd.rotary import frequencies
@@ -34,6 +37,12 @@ TOKENS = jnp.asarray([[3, 1, 4, 1, 5, 9, 2]], jnp.int32)
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """One run of each family."""
     return {name: opened(name, tmp_path_factory.mktemp(name)) for name in FAMILIES}
+
+
+def unit_sizes(run: Run, sites: Sequence[str]) -> Typical:
+    """Every subcomponent with an activation of 1."""
+    ones = {site: np.ones(run.axis.sizes[site]) for site in sites}
+    return Typical(ones, ones, ones, 1)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +94,7 @@ def test_what_a_softmax_sees_of_a_pair(scores: Scores) -> None:
     np.testing.assert_allclose(found.summary.size[2, i, j], sizes / pairs, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_static_interactions_are_what_a_prompt_adds_at_unit_activations(
     name: str, runs: dict[str, Run], scores: Scores
 ) -> None:
@@ -93,7 +102,7 @@ def test_static_interactions_are_what_a_prompt_adds_at_unit_activations(
     run = runs[name]
     layer = chosen_layers(run, "1")[0]
     sites = [layer.projections[role].site for role in ("q", "k")]
-    pairs = query_key_pairs(run, layer, typical_sizes(run, sites, 1, quiet=True), 7)
+    pairs = query_key_pairs(run, layer, unit_sizes(run, sites), 7)
     found = scores(name, "target")[1]
     assert pairs is not None and len(pairs.offsets) == (1 if name == "gpt2" else 7)
     rotary = heads_of(run.experiment.target)
@@ -122,7 +131,7 @@ def test_offsets_turn_as_the_scaled_frequencies_do(runs: dict[str, Run]) -> None
     layer = chosen_layers(run, "0")[0]
     assert layer.heads.scaling == SCALING and layer.group == 2
     sites = [layer.projections[role].site for role in ("q", "k")]
-    pairs = query_key_pairs(run, layer, typical_sizes(run, sites, 1, quiet=True), 20)
+    pairs = query_key_pairs(run, layer, unit_sizes(run, sites), 20)
     assert pairs is not None
     q = np.asarray(run.components(sites[0]).U, np.float64)[pairs.first[1]].reshape(4, 4)
     k = np.asarray(run.components(sites[1]).U, np.float64)[pairs.second[0]].reshape(2, 4)
@@ -154,7 +163,7 @@ def test_values_through_a_head_to_outputs(runs: dict[str, Run]) -> None:
     run = runs["simple_mlp"]  # two heads that share one of keys and values
     layer = chosen_layers(run, "0")[0]
     sites = [layer.projections[role].site for role in ("v", "o")]
-    pairs = value_output_pairs(run, layer, typical_sizes(run, sites, 1, quiet=True))
+    pairs = value_output_pairs(run, layer, unit_sizes(run, sites))
     assert pairs is not None
     U, V = np.asarray(run.components(sites[0]).U), np.asarray(run.components(sites[1]).V)
     v, o = pairs.first[0], pairs.second[1]
@@ -186,7 +195,54 @@ def test_a_projection_that_is_not_decomposed_is_one_part(tmp_path: Path) -> None
     assert found.queries.labels == ("frozen",)
     np.testing.assert_allclose(found.total(), found.scores, atol=SUMS)
     layer = chosen_layers(run, "1")[0]
-    assert query_key_pairs(run, layer, typical_sizes(run, [layer.projections["k"].site], 1, quiet=True), 4) is None
+    assert query_key_pairs(run, layer, unit_sizes(run, [layer.projections["k"].site]), 4) is None
+
+
+def test_typical_sizes_are_moments_of_masked_activations(runs: dict[str, Run]) -> None:
+    run = runs["llama"]
+    site = "model.layers.1.self_attn.v_proj"
+    found = typical_sizes(run, [site], 2, quiet=True)
+    used: list[np.ndarray] = []
+    for i in range(2):
+        batch = run.experiment.train_batch(0, i)
+        norms = np.linalg.norm(np.asarray(run.components(site).U), axis=1)
+        x = np.asarray(run.component_activations(batch)[site]) / norms * np.asarray(run.causal_importances(batch)[site])
+        used.append(x.reshape(-1, x.shape[-1]))
+    every = np.concatenate(used)
+    assert found.positions == len(every) == 32
+    np.testing.assert_allclose(found.size[site], np.sqrt((every**2).mean(axis=0)), rtol=1e-5)
+    np.testing.assert_allclose(found.mean[site], every.mean(axis=0), rtol=1e-4, atol=1e-7)
+
+
+def test_the_command_writes_tables_figures_and_a_page(
+    runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = runs["llama"]
+    monkeypatch.setattr("vpd.commands.attention.open_run", lambda path: run)
+    given = ("attention", run.path, "--tokens", "3,1,4,1,5", "--top", 2, "--batches", 1, "--layer", 1, "--quiet")
+    first = called(monkeypatch, capfd, *given, "--json")
+    assert first.code == 0, first.err
+    said = json.loads(first.out)
+    folder = run.path / "attention" / "first"
+    assert said["layers"] == ["model.layers.1"] and len(said["queries_keys"]) == 2 and len(said["prompt"]) == 8
+    assert {path.suffix for path in folder.iterdir()} == {".csv", ".png", ".npz", ".json", ".html"}
+    with (folder / "prompt.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[0]["pattern"]) == said["prompt"][0]["pattern"]
+    arrays = np.load(folder / "interactions.npz")
+    assert arrays["model.layers.1/qk/interaction"].shape[0] == 4
+    again = called(monkeypatch, capfd, *given)
+    assert again.code == 2 and "is there already" in again.err
+    for bad, why in (
+        (("--tokens", "3,x"), "is no token id"),
+        (("--tokens", "3,99"), "ids go from 0 to 19"),
+        (("--layer", "9"), "there is no layer '9'"),
+        (("--masking", "half"), "neither ci nor target"),
+        (("--tokens", "1", "--prompt", "w1"), "give one of them"),
+    ):
+        refused = called(monkeypatch, capfd, "attention", run.path, "--name", "other", *bad)
+        assert refused.code == 2 and why in refused.err and refused.err.count("\n") == 1, refused.err
+    assert not (run.path / "attention" / "other").exists()
 
 
 def test_what_can_not_be_looked_at(tmp_path: Path, runs: dict[str, Run]) -> None:

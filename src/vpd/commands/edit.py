@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
+from vpd.analysis.editing.continuations import learned_continuations
 from vpd.analysis.editing.edits import Edit
 from vpd.analysis.editing.effect import Estimate, SetEffect, effects
 from vpd.analysis.editing.search import Candidate, rank_ablations
@@ -33,6 +35,7 @@ class Asked:
         on: set of positions on target; None measures everything in one set.
         off: off target.
         rank: number of candidates to rank; None ranks none.
+        find: number of learned continuations to list; None lists none.
         batches: of evaluation data.
         save: folder to write the edited network to.
     """
@@ -45,6 +48,7 @@ class Asked:
     on: str | None
     off: str | None
     rank: int | None
+    find: int | None
     batches: int
     save: Path | None
 
@@ -57,8 +61,13 @@ def edit_command(path: Path, asked: Asked, as_json: bool, quiet: bool) -> None:
         raise RunError("--rank compares subcomponents on target and off it; say what is on target with --on")
     if asked.save is not None and not edits:
         raise RunError("--save writes an edited network, and nothing is edited; name subcomponents with --ablate")
+    if edits and (asked.rank is not None or asked.find is not None):
+        raise RunError("--rank and --find look for what to edit; leave --ablate, --boost and --edits out with them")
     run = open_run(path)
-    if asked.rank is not None and not edits:
+    if asked.find is not None:
+        _find(run, asked.find, asked.batches, as_json, quiet)
+        return
+    if asked.rank is not None:
         _rank(run, asked, as_json, quiet)
         return
     edited = run.edited(edits)
@@ -122,6 +131,22 @@ def _rank(run: Run, asked: Asked, as_json: bool, quiet: bool) -> None:
         table.add_row(str(one.subcomponent), *cells)
     results_console().print(table)
     typer.echo("Divergence from the unedited network, mean over positions; right: the next token is the likeliest.")
+
+
+def _find(run: Run, most: int, batches: int, as_json: bool, quiet: bool) -> None:
+    found = learned_continuations(run, batches, most, quiet)
+    if as_json:
+        rows = [one.as_record() for one in found]
+        typer.echo(json.dumps(finite({"run": str(run.path), "step": run.step, "continuations": rows})))
+        return
+    table = Table(title="continuations that the network expects", title_justify="left")
+    for i, word in enumerate(["for --on", "sequences", "occurrences", "probability", "subcomponents"]):
+        table.add_column(word, justify="left" if i == 0 else "right")
+    for one in found:
+        counts = [str(one.sequences), str(one.occurrences), f"{one.probability:.3f}", str(one.subcomponents)]
+        table.add_row(escape(f"'{one.text}'"), *counts)
+    results_console().print(table)
+    typer.echo("Subcomponents: how many are more important there than on average, by 0.2 or more.")
 
 
 def _first(found: Mapping[str, Mapping[str, Estimate]], name: str) -> float:

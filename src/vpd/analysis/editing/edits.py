@@ -16,8 +16,8 @@ from vpd.analysis.names import Subcomponent, parse_subcomponent
 from vpd.analysis.run import Run
 from vpd.errors import RunError
 
-Direction = Sequence[float] | Float[np.ndarray, " d"] | str
-Vector = Float[np.ndarray, " d"]
+Direction = Sequence[float] | Float[np.ndarray, " _d"] | str
+Vector = Float[np.ndarray, " _d"]
 
 
 @dataclass(frozen=True)

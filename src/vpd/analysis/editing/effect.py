@@ -22,7 +22,7 @@ from vpd.targets.divergence import cross_entropy
 from vpd.training.state import Decomposition
 from vpd.training.step import Problem
 
-
+SETS = ("on", "off")
 # In the order in which they are told; the first that there is, is the divergence.
 DIVERGENCES = ("kl", "squared_error", "divergence")
 MEASURES = (
@@ -139,7 +139,7 @@ def effects(edited: Edited, examples: Iterable[Examples], total: int = 0, quiet:
             for name, sums in jax.device_get(found).items():
                 totals.setdefault(name, Totals()).add(sums)
             meter(i + 1, {})
-    return {name: own.effect(run.config.pd.seed, name) for name, own in totals.items()}
+    return {name: totals[name].effect(run.config.pd.seed, name) for name in SETS if name in totals}
 
 
 def _measured(
