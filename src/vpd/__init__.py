@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vpd.analysis.clustering.store import Clusters, load_clusters
+    from vpd.analysis.editing.edits import Edit
     from vpd.analysis.run import Run, open_run
     from vpd.config import RunConfig, read_run_file
     from vpd.decomposition import SiteMask
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Clusters": "vpd.analysis.clustering.store",
     "ConfigError": "vpd.errors",
+    "Edit": "vpd.analysis.editing.edits",
     "NonFiniteError": "vpd.errors",
     "Run": "vpd.analysis.run",
     "RunConfig": "vpd.config",
@@ -38,6 +40,7 @@ _HOMES = {
 __all__ = [
     "Clusters",
     "ConfigError",
+    "Edit",
     "NonFiniteError",
     "Run",
     "RunConfig",

@@ -16,6 +16,11 @@ PLAIN_SECONDS = 15.0
 Show = Literal["bar", "nothing", "json"]
 
 
+def bar_unless(quiet: bool) -> Show:
+    """What is shown of something that has no other choice than ``--quiet``."""
+    return "nothing" if quiet else "bar"
+
+
 @runtime_checkable
 class Meter(Protocol):
     """Called with the number of steps made and what is watched."""
@@ -132,14 +137,14 @@ def _print_json(at: _State) -> None:
 @contextmanager
 def target_meter(steps: int, quiet: bool = False) -> Generator[Callable[[int], None]]:
     """As :func:`training_meter`, for a target that is trained before it is decomposed."""
-    with training_meter(steps, 0, "nothing" if quiet else "bar", "training the target") as meter:
+    with training_meter(steps, 0, bar_unless(quiet), "training the target") as meter:
         yield lambda done: meter(done, {})
 
 
 @contextmanager
 def preparing_meter(size: int, quiet: bool = False) -> Generator[Callable[[int], None]]:
     """As :func:`training_meter`, for text of so many bytes that is made into tokens."""
-    with training_meter(-(-size // 1000), 0, "nothing" if quiet else "bar", "preparing data", "kB") as meter:
+    with training_meter(-(-size // 1000), 0, bar_unless(quiet), "preparing data", "kB") as meter:
         yield lambda done: meter(-(-done // 1000), {})
 
 

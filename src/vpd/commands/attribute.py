@@ -19,7 +19,7 @@ from vpd.analysis.pruning import pruned_prompt
 from vpd.analysis.run import open_run
 from vpd.commands.tables import results_console
 from vpd.errors import RunError
-from vpd.progress import training_meter
+from vpd.progress import bar_unless, training_meter
 from vpd.run_directory import finite
 
 # Edges and entries that are printed.
@@ -91,7 +91,7 @@ def watched(what: str, unit: str, quiet: bool) -> Watch:
 
     @contextmanager
     def watch(total: int) -> Generator[Callable[[int], None]]:
-        with training_meter(total, 0, quiet, what, unit) as meter:
+        with training_meter(total, 0, bar_unless(quiet), what, unit) as meter:
             yield lambda done: meter(done, {})
 
     return watch

@@ -23,7 +23,7 @@ from vpd.analysis.run import open_run
 from vpd.commands.tables import results_console
 from vpd.errors import RunError
 from vpd.evaluation.figures import png
-from vpd.progress import training_meter
+from vpd.progress import bar_unless, training_meter
 from vpd.run_directory import finite, write_atomically
 
 SHOWN, NAMED = 20, 6
@@ -166,7 +166,7 @@ def against_command(path: Path, other: Path, name: str, as_json: bool, quiet: bo
     run, another = (
         open_run(place, clusters.artefact.origin.step) for place, clusters in zip((path, other), both, strict=True)
     )
-    with training_meter(sampling.positions, 0, quiet, "collecting firings", "position") as meter:
+    with training_meter(sampling.positions, 0, bar_unless(quiet), "collecting firings", "position") as meter:
         found = correspond(run, both[0], another, both[1], sampling, lambda seen: meter(seen, {}))
     if as_json:
         typer.echo(json.dumps(finite(_correspondence_values(found))))

@@ -101,7 +101,7 @@ def observed(run: Run, sampling: Sampling, quiet: bool = False) -> tuple[Selecti
     Raises:
         RunError: too few that do.
     """
-    with training_meter(sampling.positions, 0, quiet, "collecting firings", "position") as meter:
+    with training_meter(sampling.positions, 0, bar_unless(quiet), "collecting firings", "position") as meter:
         firings = collect([run], sampling, lambda seen: meter(seen, {}))[0]
     selection = select(firings, sampling)
     return selection, firings.only(selection.kept)
@@ -120,7 +120,8 @@ def cluster(
     agreements: dict[float, Agreement] = {}
     every: list[Clustering] = []
     merges = firings.n - 1
-    with training_meter(merges * merging.seeds * len(merging.alphas), 0, quiet, "merging", "merge") as meter:
+    total = merges * merging.seeds * len(merging.alphas)
+    with training_meter(total, 0, bar_unless(quiet), "merging", "merge") as meter:
         for alpha in merging.alphas:
             ones: list[Clustering] = []
             for seed in range(merging.seeds):
