@@ -17,7 +17,7 @@ from vpd.analysis.clustering.samplers import SAMPLERS
 from vpd.analysis.clustering.store import Clustering
 from vpd.analysis.run import Run
 from vpd.errors import RunError
-from vpd.progress import Meter, training_meter
+from vpd.progress import Meter, bar_unless, training_meter
 
 
 @dataclass(frozen=True)

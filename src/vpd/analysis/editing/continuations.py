@@ -14,7 +14,7 @@ from vpd.analysis.prompts import refuse_without_tokens
 from vpd.analysis.run import Run
 from vpd.config.targets import TokenData
 from vpd.errors import RunError
-from vpd.progress import Meter, training_meter
+from vpd.progress import Meter, bar_unless, training_meter
 from vpd.targets import Target, recorded_forward
 from vpd.targets.divergence import cross_entropy
 
