@@ -1,6 +1,6 @@
 """``open_run``: a run directory as a network that can be looked into."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -39,6 +39,8 @@ from vpd.training.state import Decomposition
 from vpd.training.step import Problem, lower_importances
 
 if TYPE_CHECKING:
+    from vpd.analysis.editing.edited import Edited
+    from vpd.analysis.editing.edits import Edit
     from vpd.data.tokenizer import TextTokenizer
 
 Tree = TypeVar("Tree")
@@ -130,6 +132,16 @@ class Run:
         single = unstacked(found, self.experiment.problem.sites)
         return {site: jnp.asarray(x) for site, x in single.items()}
 
+    def edited(self, edits: "Sequence[Edit]") -> "Edited":
+        """The network with some subcomponents ablated, boosted or redirected: see :class:`vpd.Edit`.
+
+        Raises:
+            RunError: unknown subcomponents, or edits that make no sense.
+        """
+        from vpd.analysis.editing.edited import edited  # which reads runs
+
+        return edited(self, edits)
+
     def masked_output(self, batch: Shaped[Array, "..."], masks: Masks) -> Shaped[Array, "..."]:
         """The target's output with masked sites.
 
@@ -141,7 +153,7 @@ class Run:
         Raises:
             RunError: a site that is not decomposed, or a mask that doesn't fit its subcomponents or the batch.
         """
-        leading = self._leading(batch)
+        leading = self.leading(batch)
         ready: dict[str, SiteMask] = {}
         for site, mask in masks.items():
             site_mask = mask if isinstance(mask, SiteMask) else SiteMask(jnp.asarray(mask))
@@ -156,7 +168,7 @@ class Run:
             ready[site] = site_mask
         return self._masked(self.experiment.target, self.decomposition, batch, ready)
 
-    def _leading(self, batch: Shaped[Array, "..."]) -> tuple[int, ...]:
+    def leading(self, batch: Shaped[Array, "..."]) -> tuple[int, ...]:
         """Shape of the positions of a batch: ``(batch,)`` or ``(batch, sequence)``."""
         ci = jax.eval_shape(self._importances, self.experiment.target, self.decomposition, batch)
         first = self.experiment.problem.sites[0]
@@ -177,7 +189,7 @@ class Run:
     @cached_property
     def _masked(self):
         def masked(target: Target, decomposition: Decomposition, batch: Array, masks: dict[str, SiteMask]) -> Array:
-            components, masks = _in_type_of(target, (decomposition.components, masks))
+            components, masks = in_type_of(target, (decomposition.components, masks))
             return masked_forward(target, components, batch, masks)
 
         return jax.jit(masked)
@@ -188,7 +200,7 @@ def component_activations(
 ) -> dict[str, Float[Array, "..."]]:
     """``‖U_c‖ · x·V_c`` on the clean inputs of the sites, of a stack with its first axis (method.md §11)."""
     _, inputs = clean_forward(target, batch, problem.sites)
-    components = _in_type_of(target, components)
+    components = in_type_of(target, components)
     return {site.name: normed_activations(site, components[site.name], inputs[site.name]) for site in problem.sites}
 
 
@@ -202,7 +214,7 @@ def normed_activations(site: Site, pieces: Components, x: Activation) -> Float[A
     return one(pieces, x) if site.span is None else jax.vmap(one)(pieces, dense(x))
 
 
-def _in_type_of(target: Target, tree: Tree) -> Tree:
+def in_type_of(target: Target, tree: Tree) -> Tree:
     """Floating-point leaves in the type of the frozen weights."""
     dtype = jax.tree.leaves(target)[0].dtype
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)

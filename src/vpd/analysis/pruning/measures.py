@@ -128,4 +128,5 @@ def kept_from(rows: Mapping[Measure, Float[Array, "situations rows"]], climbed: 
     """
     means = [{measure: float(x[i].mean()) for measure, x in rows.items()} for i in range(4)]
     worst = int(jnp.argmax(rows[climbed][2]))
-    return Kept(*means[:3], {measure: float(x[2, worst]) for measure, x in rows.items()}, means[3])
+    hardest = {measure: float(x[2, worst]) for measure, x in rows.items()}
+    return Kept(means[0], means[1], means[2], hardest, means[3])
