@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -19,6 +19,10 @@ Show = Literal["bar", "nothing", "json"]
 def bar_unless(quiet: bool) -> Show:
     """What is shown of something that has no other choice than ``--quiet``."""
     return "nothing" if quiet else "bar"
+
+
+# Of a number of units what is called with how many are done.
+Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 
 @runtime_checkable
@@ -132,6 +136,22 @@ def _print_json(at: _State) -> None:
     told |= {"steps_per_second": at.rate, "seconds_left": at.seconds_left}
     told |= {name: value if math.isfinite(value) else None for name, value in at.scalars.items()}
     print(json.dumps(told), flush=True)
+
+
+def watched(what: str, unit: str, quiet: bool = False) -> Watch:
+    """As :func:`training_meter`, for work of which the number of units is found on the way."""
+
+    @contextmanager
+    def watch(total: int) -> Generator[Callable[[int], None]]:
+        with training_meter(total, 0, bar_unless(quiet), what, unit) as meter:
+            yield lambda done: meter(done, {})
+
+    return watch
+
+
+def unwatched(total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Nobody looks."""
+    return nullcontext(lambda done: None)
 
 
 @contextmanager
