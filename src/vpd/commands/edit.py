@@ -119,9 +119,9 @@ def _rank(run: Run, asked: Asked, as_json: bool, quiet: bool) -> None:
         typer.echo(json.dumps(finite({"run": str(run.path), "step": run.step, "sets": sets, "candidates": rows})))
         return
     table = Table(title=f"on target: {asked.on}; off target: {_off(asked)}", title_justify="left")
-    head = ["subcomponent", "CI on", "CI off", "alone: on", "off"]
-    for i, word in enumerate([*head, "with those above: on", "off", "right on", "right off"]):
-        table.add_column(word, justify="left" if i == 0 else "right")
+    head = ["subcomponent", "CI on", "off", "alone: on", "off", "together: on", "off", "right: on", "off"]
+    for i, word in enumerate(head):
+        table.add_column(word, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for one in found:
         values = [_first(one.alone, name) for name in ("on", "off")]
         values += [_first(one.together, name) for name in ("on", "off")]
@@ -130,7 +130,8 @@ def _rank(run: Run, asked: Asked, as_json: bool, quiet: bool) -> None:
         cells += ["" if value is None else f"{value.value:.3f}" for value in right]
         table.add_row(str(one.subcomponent), *cells)
     results_console().print(table)
-    typer.echo("Divergence from the unedited network, mean over positions; right: the next token is the likeliest.")
+    typer.echo("alone, together (with all above): divergence from the unedited network, mean over positions.")
+    typer.echo("right: the next token is the likeliest with all above ablated.")
 
 
 def _find(run: Run, most: int, batches: int, as_json: bool, quiet: bool) -> None:
