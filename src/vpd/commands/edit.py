@@ -37,6 +37,7 @@ class Asked:
         rank: number of candidates to rank; None ranks none.
         find: number of learned continuations to list; None lists none.
         batches: of evaluation data.
+        first: number of the first of them.
         save: folder to write the edited network to.
     """
 
@@ -50,6 +51,7 @@ class Asked:
     rank: int | None
     find: int | None
     batches: int
+    first: int
     save: Path | None
 
 
@@ -107,7 +109,7 @@ def _off(asked: Asked) -> str | None:
 def _examples(run: Run, asked: Asked) -> list[Examples]:
     if asked.on is None and asked.off is not None:
         raise RunError("--off is what --on is compared with; give --on too")
-    return list(examples_of(run, asked.on or ALL, _off(asked), asked.batches))
+    return list(examples_of(run, asked.on or ALL, _off(asked), asked.batches, asked.first))
 
 
 def _rank(run: Run, asked: Asked, as_json: bool, quiet: bool) -> None:
