@@ -513,6 +513,9 @@ def edit(
         int | None, typer.Option(metavar="N", help="List N continuations that few subcomponents carry.", min=1)
     ] = None,
     batches: Annotated[int, typer.Option(help="Batches of evaluation data.", min=1)] = 20,
+    first: Annotated[
+        int, typer.Option(help="Number of the first batch, to measure on others than candidates were ranked on.", min=0)
+    ] = 0,
     save: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the edited network.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -520,7 +523,7 @@ def edit(
     """Ablate, boost or redirect subcomponents; say what it changes on target and off it; save the network."""
     from vpd.commands.edit import Asked, edit_command
 
-    asked = Asked(ablate or [], boost or [], file, positions, when_active, on, off, rank, find, batches, save)
+    asked = Asked(ablate or [], boost or [], file, positions, when_active, on, off, rank, find, batches, first, save)
     edit_command(path, asked, as_json, quiet)
 
 
