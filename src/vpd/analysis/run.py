@@ -137,7 +137,7 @@ class Run:
         Raises:
             RunError: a site that is not decomposed, or a mask that doesn't fit its subcomponents or the batch.
         """
-        leading = self._leading(batch)
+        leading = self.leading(batch)
         ready: dict[str, SiteMask] = {}
         for site, mask in masks.items():
             site_mask = mask if isinstance(mask, SiteMask) else SiteMask(jnp.asarray(mask))
@@ -152,7 +152,7 @@ class Run:
             ready[site] = site_mask
         return self._masked(self.experiment.target, self.decomposition, batch, ready)
 
-    def _leading(self, batch: Shaped[Array, "..."]) -> tuple[int, ...]:
+    def leading(self, batch: Shaped[Array, "..."]) -> tuple[int, ...]:
         """Shape of the positions of a batch: ``(batch,)`` or ``(batch, sequence)``."""
         ci = jax.eval_shape(self._importances, self.experiment.target, self.decomposition, batch)
         first = self.experiment.problem.sites[0]
