@@ -302,6 +302,63 @@ def target(
     target_command(name, model_class, reference, as_json)
 
 
+@app.command()
+def harvest(
+    path: RunPath,
+    positions: Annotated[
+        int, typer.Option("--positions", "--tokens", help="How many to read; of a text each row once.", min=1)
+    ] = 1_000_000,
+    split: Annotated[str, typer.Option(help="eval or train: whose batches are read.")] = "eval",
+    threshold: Annotated[
+        float, typer.Option(help="A subcomponent fires where its causal importance is above it.")
+    ] = 0.1,
+    windows: Annotated[
+        int, typer.Option(help="Windows a subcomponent: sampled ones, and as many at its top.", min=0)
+    ] = 8,
+    context: Annotated[int, typer.Option(help="Positions on each side of a window's own.", min=0)] = 16,
+    seed: Annotated[int, typer.Option(help="Of the sampled windows.", min=0)] = 0,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Read one part of N only; the one that ends last merges them.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Of the harvest.")] = "first",
+    step: Annotated[int | None, typer.Option(help="Checkpoint to read; the latest by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a harvest of this name.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Count what subcomponents fire on, with whom, and what follows; a harvest that was stopped goes on."""
+    from vpd.commands.harvest import harvest_command
+
+    harvest_command(path, positions, split, threshold, windows, context, seed, shard, name, step, force, as_json, quiet)
+
+
+@app.command()
+def show(
+    path: RunPath,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[SITE:INDEX]", help="A subcomponent; pages of all of them without it.")
+    ] = None,
+    harvested: Annotated[
+        str | None, typer.Option("--harvest", help="Name of the harvest, where there are several.")
+    ] = None,
+    html: Annotated[bool, typer.Option("--html", help="Write the subcomponent's page instead.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File or folder to write; in RUN/show by default.")
+    ] = None,
+    intruders: Annotated[int | None, typer.Option(help="Write so many intruder trials to -o FILE.json.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of the trials.", min=0)] = 0,
+    score: Annotated[Path | None, typer.Option(metavar="FILE", help="Score trials that were filled in.")] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Their answers; beside them by default.")] = None,
+    table: Annotated[
+        int | None, typer.Option(help="Print so many subcomponents, evenly ranked, as Markdown.", min=1)
+    ] = None,
+) -> None:
+    """Show what was harvested: one subcomponent in the terminal, or pages of all."""
+    from vpd.commands.show import show_command
+
+    show_command(path, name, harvested, html, out, intruders, seed, score, key, table)
+
+
 def main() -> None:
     """Entry point: 0 done, 1 fault, 2 the user's mistake (one sentence), 75 stopped by a signal."""
     for out in (sys.stdout, sys.stderr):

@@ -1,8 +1,9 @@
-"""The tiny run of the end-to-end tests, trained once for these."""
+"""The tiny run of the end-to-end tests and one of a tiny language model, trained once for these."""
 
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "end_to_end"))  # tiny_run.py
 
+from tiny_language import train_language_run
 from tiny_run import write_file
 
 from vpd.analysis.run import Run
@@ -20,11 +22,25 @@ from vpd.face import decompose
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """A finished run without evaluation, with checkpoints at 10 and 20."""
     folder = tmp_path_factory.mktemp("analysis")
+    with _cache_in(folder):
+        with jax.numpy_dtype_promotion("standard"):  # Optax's Adam, which pretrains, needs JAX's default
+            run = decompose(write_file(folder, eval=None), steps=20, out_dir=folder / "runs", quiet=True)
+        yield run
+
+
+@pytest.fixture(scope="session")
+def language_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A finished run of a tiny language model of two layers."""
+    folder = tmp_path_factory.mktemp("language")
+    with _cache_in(folder):
+        yield train_language_run(folder)
+
+
+@contextmanager
+def _cache_in(folder: Path) -> Iterator[None]:
     before = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-    with jax.numpy_dtype_promotion("standard"):  # Optax's Adam, which pretrains, needs JAX's default
-        run = decompose(write_file(folder, eval=None), steps=20, out_dir=folder / "runs", quiet=True)
-    yield run
+    yield
     if before is None:
         del os.environ["XDG_CACHE_HOME"]
     else:

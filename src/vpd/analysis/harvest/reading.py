@@ -4,7 +4,7 @@ import json
 import sqlite3
 from collections.abc import Generator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int, Int64
+from scipy.sparse import coo_array, csr_array
 
 from vpd.analysis.artefacts import Artefact, artefact_names, open_artefact
 from vpd.analysis.harvest.correlations import PairStatistics, TokenStatistics, pair_statistics, token_statistics
@@ -106,6 +107,7 @@ class Harvest:
     """
 
     artefact: Artefact
+    _matrices: dict[str, csr_array] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -171,13 +173,13 @@ class Harvest:
         others, counts = self._row(COFIRING, ("i", "j"), place)
         others, counts = others[(apart := others != place)], counts[apart]
         firing = self.firing_counts
-        return Pairs(others, counts, pair_statistics(counts, firing[place], firing[others], self.positions))
+        return Pairs(others, counts, pair_statistics(counts, firing[[place]], firing[others], self.positions))
 
     def input_tokens(self, place: int) -> TokenTable:
         """Tokens that are read where a subcomponent fires."""
         tokens, counts = self._row(INPUT_TOKENS, ("component", "token"), place)
         total = self.totals["input_token_totals"][tokens]
-        return TokenTable(tokens, counts, token_statistics(counts, self.firing_counts[place], total, self.positions))
+        return TokenTable(tokens, counts, token_statistics(counts, self.firing_counts[[place]], total, self.positions))
 
     def output_tokens(self, place: int) -> TokenTable:
         """Tokens that the model expects next where a subcomponent fires."""
@@ -188,15 +190,30 @@ class Harvest:
         else:
             mass = np.array(np.load(self.path / OUTPUT_MASS, mmap_mode="r")[found])
         total = self.totals["output_token_totals"]
-        statistics = token_statistics(mass, self.firing_counts[place], total, self.positions)
+        statistics = token_statistics(mass, self.firing_counts[[place]], total, self.positions)
         return TokenTable(np.arange(len(mass)), mass, statistics)
 
     def _row(
         self, file: str, names: tuple[str, str], place: int
     ) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
         """A row of a sparse matrix: its columns and counts."""
+        if (whole := self._matrices.get(file)) is not None:
+            span = slice(whole.indptr[place], whole.indptr[place + 1])
+            return whole.indices[span].astype(np.int64), whole.data[span]
         found = pq.read_table(self.path / file, columns=[names[1], "count"], filters=[(names[0], "=", place)])
         return found.column(names[1]).to_numpy().astype(np.int64), found.column("count").to_numpy()
+
+    def read_ahead(self) -> None:
+        """Read the sparse matrices whole, for those who are about to ask for every row."""
+        for file, names, width in (
+            (COFIRING, ("i", "j"), len(self.axis)),
+            (INPUT_TOKENS, ("component", "token"), len(self.vocabulary)),
+        ):
+            if (self.path / file).is_file():
+                table = pq.read_table(self.path / file)
+                rows, columns, counts = (table.column(name).to_numpy() for name in (*names, "count"))
+                shape = (len(self.axis), width)
+                self._matrices[file] = csr_array(coo_array((counts, (rows, columns)), shape=shape))
 
     @contextmanager
     def database(self) -> Generator[sqlite3.Connection]:
