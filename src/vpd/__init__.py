@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vpd.analysis.harvest.reading import Harvest, open_harvest
     from vpd.analysis.run import Run, open_run
     from vpd.config import RunConfig, read_run_file
     from vpd.decomposition import SiteMask
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 # Imported at first use: a command that only reads a run file should not wait for JAX.
 _HOMES = {
     "ConfigError": "vpd.errors",
+    "Harvest": "vpd.analysis.harvest.reading",
     "NonFiniteError": "vpd.errors",
     "Run": "vpd.analysis.run",
     "RunConfig": "vpd.config",
@@ -26,6 +28,7 @@ _HOMES = {
     "VpdError": "vpd.errors",
     "decompose": "vpd.face",
     "kl": "vpd.targets.divergence",
+    "open_harvest": "vpd.analysis.harvest.reading",
     "open_run": "vpd.analysis.run",
     "read_run_file": "vpd.config",
     "squared_error": "vpd.targets.divergence",
@@ -34,6 +37,7 @@ _HOMES = {
 
 __all__ = [
     "ConfigError",
+    "Harvest",
     "NonFiniteError",
     "Run",
     "RunConfig",
@@ -45,6 +49,7 @@ __all__ = [
     "VpdError",
     "decompose",
     "kl",
+    "open_harvest",
     "open_run",
     "read_run_file",
     "squared_error",

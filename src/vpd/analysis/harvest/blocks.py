@@ -8,7 +8,6 @@ from jaxtyping import Int
 # Bytes of one product on the device.
 BLOCK_BYTES = 1 << 28
 SHORTEST = 32
-PARTS = 6
 
 
 def padded(ids: Int[np.ndarray, " k"]) -> Int[np.ndarray, " _more"]:
@@ -19,13 +18,6 @@ def padded(ids: Int[np.ndarray, " k"]) -> Int[np.ndarray, " _more"]:
     if len(ids) <= length * 3 // 4:
         length = length * 3 // 4
     return np.concatenate([ids, np.full(length - len(ids), ids[0] if len(ids) else 0, ids.dtype)]).astype(np.int32)
-
-
-def triangle(ids: Int[np.ndarray, " k"]) -> Iterator[tuple[Int[np.ndarray, " _part"], Int[np.ndarray, " _rest"]]]:
-    """The list in parts, each with itself and all that follows: together every pair ``i ≤ j``."""
-    size = max(SHORTEST, -(-len(ids) // PARTS))
-    for begin in range(0, len(ids), size):
-        yield ids[begin : begin + size], ids[begin:]
 
 
 def blocks(ids: Int[np.ndarray, " k"], width: int) -> Iterator[Int[np.ndarray, " _part"]]:

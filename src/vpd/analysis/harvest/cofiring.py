@@ -1,94 +1,99 @@
-"""How often two subcomponents fire together: dense where that fits, sparse where it would not."""
+"""How often two subcomponents fire together, with those that fire often apart from those that fire rarely.
+
+Of F ``[positions, n]``, whether each fires, the product ``Fᵀ F`` is wanted. Columns that are often 1 are multiplied as
+dense ones, the others as sparse ones: either way alone takes several times the operations.
+"""
 
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy.sparse import coo_array, csr_array
 
-from vpd.analysis.harvest.blocks import padded, triangle
-from vpd.analysis.harvest.one_pass import MOST_POSITIONS, Seen, co_counts, fires_in
 from vpd.analysis.harvest.sparse import SparseCounts
 
 # A dense array of counts may take so many bytes.
 DENSE_BYTES = 1 << 30
-# Positions of several batches are multiplied together: so many bytes as float32.
-WAITING_BYTES = 1 << 29
-# Firings that wait before they are multiplied with each other, where counts are sparse.
-PENDING = 1 << 22
-# Where more than this part of all subcomponents fires, none is left out.
-MOST = 0.7
+# So many firings, or positions, wait before they are multiplied with each other.
+PENDING, POSITIONS = 1 << 22, 1 << 15
+# A subcomponent that fires at this part of the positions fires often.
+OFTEN = 1 / 24
 
 
 class CoFiring:
     """Counts of all pairs, of a subcomponent with itself too."""
 
     def __init__(self, n: int, dense_bytes: int = DENSE_BYTES) -> None:
-        """Nothing has fired."""
+        """Nothing has fired.
+
+        Args:
+            n: number of subcomponents.
+            dense_bytes: a dense array of counts that takes more is never made.
+        """
         self._n = n
         self._dense = np.zeros((n, n), np.int64) if n * n * 8 <= dense_bytes else None
-        self._active = np.zeros(n, bool)
-        self._fires: list[Bool[Array, "N n"]] = []
         self._sparse = SparseCounts((n, n))
-        self._pending: list[csr_array] = []
-        self._waiting = 0
+        self._pending: list[tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]] = []
+        self._positions = 0
 
-    def add(
-        self,
-        seen: Seen,
-        threshold: Float[np.ndarray, ""],
-        active: Int[np.ndarray, " k"],
-        positions: Int[np.ndarray, " m"],
-        fired: Int[np.ndarray, " m"],
-    ) -> None:
+    def add(self, positions: int, at: Int[np.ndarray, " m"], fired: Int[np.ndarray, " m"]) -> None:
         """A batch.
 
         Args:
-            seen: what it shows.
-            threshold: a subcomponent fires above it.
-            active: those that fire anywhere in it.
-            positions: where each firing is.
-            fired: and of which subcomponent.
+            positions: how many it has.
+            at: position of each firing in the batch.
+            fired: of which subcomponent it is.
         """
-        N = int(np.prod(seen.importances.shape[:2]))
-        if self._dense is not None:
-            self._fires.append(fires_in(seen.importances, jnp.asarray(threshold)))
-            self._active[active] = True
-            after = (len(self._fires) + 1) * N
-            if after * self._n * 4 > WAITING_BYTES or after > MOST_POSITIONS:
-                self._sum_up()
-            return
-        ones = np.ones(len(fired), np.int64)
-        self._pending.append(csr_array(coo_array((ones, (positions, fired)), shape=(N, self._n))))
-        self._waiting += len(fired)
-        if self._waiting > PENDING:
-            self._sum_up()
+        self._pending.append((at + self._positions, fired))
+        self._positions += positions
+        if self._positions >= POSITIONS or sum(len(fired) for _, fired in self._pending) > PENDING:
+            self._multiply()
 
-    def _sum_up(self) -> None:
-        """Count what waits. Of dense counts only those of ``i ≤ j`` and a few others are kept up to date."""
-        for fires in self._pending:
-            self._sparse.add(csr_array(fires.T @ fires))
-        self._pending, self._waiting = [], 0
-        if self._dense is None or not self._fires:
+    def _multiply(self) -> None:
+        """Count what waits."""
+        if not self._pending:
             return
-        ids = np.flatnonzero(self._active)
-        everyone = len(ids) > MOST * self._n
-        ids = np.arange(self._n) if everyone else ids
-        for part, rest in triangle(ids):
-            found = co_counts(tuple(self._fires), jnp.asarray(padded(part)), jnp.asarray(padded(rest)))
-            counts = np.asarray(found)[: len(part), : len(rest)]
-            if everyone:
-                self._dense[part[0] : part[-1] + 1, part[0] :] += counts
-            else:
-                self._dense[np.ix_(part, rest)] += counts
-        self._fires = []
-        self._active[:] = False
+        at, fired = (np.concatenate(part) for part in zip(*self._pending, strict=True))
+        counts, positions = np.bincount(fired, minlength=self._n), self._positions
+        self._pending, self._positions = [], 0
+        often = np.flatnonzero(counts > positions * OFTEN)
+        number = np.full(self._n, -1)
+        number[often] = np.arange(len(often))
+        is_often = number[fired] >= 0
+        # Zeros and ones: sums are exact in float32 up to 2^24, which is more than the positions that wait.
+        heavy = np.zeros((positions, len(often)), np.float32)
+        heavy[at[is_often], number[fired[is_often]]] = 1
+        rare_at, rare_fired = at[~is_often], fired[~is_often]
+        ones = np.ones(len(rare_at), np.float32)
+        light = csr_array(coo_array((ones, (rare_at, rare_fired)), shape=(positions, self._n)))
+        rare = np.flatnonzero((counts > 0) & (number < 0))
+        self._put_block(often, often, heavy.T @ heavy)
+        between = np.asarray(csr_array(light.T)[rare] @ heavy)
+        self._put_block(rare, often, between)
+        self._put_block(often, rare, between.T)
+        self._put_sparse(csr_array(light.T @ light))
+
+    def _put_block(
+        self, rows: Int[np.ndarray, " k"], columns: Int[np.ndarray, " l"], counts: Float[np.ndarray, "k l"]
+    ) -> None:
+        if self._dense is not None:
+            self._dense[np.ix_(rows, columns)] += counts.astype(np.int32)
+            return
+        i, j = np.nonzero(counts)
+        whole = counts[i, j].astype(np.int64)
+        self._sparse.add(csr_array(coo_array((whole, (rows[i], columns[j])), shape=(self._n, self._n))))
+
+    def _put_sparse(self, counts: csr_array) -> None:
+        if self._dense is not None:
+            pairs = coo_array(counts)
+            self._dense[pairs.row, pairs.col] += pairs.data.astype(np.int64)
+        else:
+            self._sparse.add(csr_array(counts.astype(np.int64)))
 
     def merge(self, other: "CoFiring") -> None:
         """Add what another pass has counted."""
-        self._sum_up()
-        other._sum_up()
+        self._multiply()
+        other._multiply()
         if self._dense is not None and other._dense is not None:
             self._dense += other._dense
         else:
@@ -96,15 +101,12 @@ class CoFiring:
 
     def matrix(self) -> csr_array:
         """The counts, both of a pair ``(i, j)`` and of ``(j, i)``."""
-        self._sum_up()
-        if self._dense is None:
-            return self._sparse.matrix()
-        upper = csr_array(np.triu(self._dense))
-        return csr_array(upper + csr_array(np.triu(self._dense, 1)).T)
+        self._multiply()
+        return self._sparse.matrix() if self._dense is None else csr_array(self._dense)
 
     def save(self, folder: Path) -> None:
         """For :meth:`load`."""
-        self._sum_up()
+        self._multiply()
         if self._dense is not None:
             np.save(folder / "cofiring.npy", self._dense)
         else:

@@ -5,16 +5,13 @@ from dataclasses import replace
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Int32, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from vpd.analysis.run import normed_activations
 from vpd.decomposition import dense, unstacked
 from vpd.targets import Target, recorded_forward
 from vpd.training.state import Decomposition
 from vpd.training.step import Problem, cast_compute, importances
-
-# Sums of zeros and ones are exact in float32 up to here.
-MOST_POSITIONS = 1 << 24
 
 
 class Seen(eqx.Module):
@@ -77,23 +74,6 @@ def look(
 
 
 @jax.jit
-def fires_in(importances: Float[Array, "rows T n"], threshold: Float[Array, ""]) -> Bool[Array, "N n"]:
-    """Where each subcomponent fires."""
-    return importances.reshape(-1, importances.shape[-1]) > threshold
-
-
-@jax.jit
-def co_counts(
-    fires: tuple[Bool[Array, "_N n"], ...], some: Int[Array, " k"], others: Int[Array, " l"]
-) -> Int32[Array, "k l"]:
-    """At how many positions each of some and each of other subcomponents fire together."""
-    left, right = (
-        jnp.concatenate([part[:, chosen] for part in fires]).astype(jnp.float32) for chosen in (some, others)
-    )
-    return (left.T @ right).astype(jnp.int32)
-
-
-@jax.jit
 def masses(
     importances: Float[Array, "rows T n"],
     threshold: Float[Array, ""],
@@ -101,5 +81,6 @@ def masses(
     probabilities: Float[Array, "N vocab"],
 ) -> Float[Array, "k vocab"]:
     """The model's output distribution summed over the positions where each of some subcomponents fires."""
-    fires = fires_in(importances, threshold)[:, some].astype(jnp.float32)
+    flat = importances.reshape(-1, importances.shape[-1])
+    fires = (flat[:, some] > threshold).astype(jnp.float32)
     return jnp.matmul(fires.T, probabilities, precision=jax.lax.Precision.HIGHEST)

@@ -26,7 +26,7 @@ from vpd.analysis.harvest.store import (
     OUTPUT_ROWS,
     TOTALS,
 )
-from vpd.analysis.names import FlatAxis
+from vpd.analysis.names import FlatAxis, parse_subcomponent
 from vpd.config import read_run_file
 from vpd.config.targets import TokenData
 from vpd.errors import RunError, VpdError
@@ -157,6 +157,14 @@ class Harvest:
         """The text of each token; empty without tokens."""
         with self.database() as connection:
             return [text for (text,) in connection.execute("SELECT text FROM vocabulary ORDER BY id")]
+
+    def place(self, name: str) -> int:
+        """The place of ``SITE:INDEX`` on the axis.
+
+        Raises:
+            RunError: a subcomponent that there isn't.
+        """
+        return self.axis.place(parse_subcomponent(name, self.axis.sizes))
 
     def windows(self, place: int) -> list[Window]:
         """Of a subcomponent by its place: those with the largest activations first, then the sampled ones."""

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from vpd.analysis.harvest.cofiring import DENSE_BYTES, CoFiring
-from vpd.analysis.harvest.one_pass import MOST_POSITIONS, Seen
+from vpd.analysis.harvest.one_pass import Seen
 from vpd.analysis.harvest.reservoir import Batch, Candidates, Reservoir, draw, load_windows, no_windows, priorities
 from vpd.analysis.harvest.settings import Settings
 from vpd.analysis.harvest.tokens import MEMORY_BYTES, TokenTotals
@@ -72,7 +72,6 @@ class Totals:
         """
         ci, act = np.asarray(seen.importances), np.asarray(seen.activations)
         flat_ci, flat_act = (x.reshape(-1, self._n) for x in (ci, act))
-        assert len(flat_ci) < MOST_POSITIONS, f"a batch of {len(flat_ci)} positions can't be counted exactly"
         fires = flat_ci > self._threshold
         positions, fired = np.divmod(np.flatnonzero(fires), self._n)
         counts = np.bincount(fired, minlength=self._n)
@@ -82,7 +81,7 @@ class Totals:
         self.firing += counts
         self.importance += flat_ci.sum(axis=0, dtype=np.float64)
         self.activation += flat_act.sum(axis=0, dtype=np.float64)
-        self.cofiring.add(seen, self._threshold, active, positions, fired)
+        self.cofiring.add(len(flat_ci), positions, fired)
         if self.tokens is not None:
             self.tokens.add(seen, batch.reshape(-1), self._threshold, active, positions, fired)
         self._add_windows(number * len(batch), batch, seen, positions, fired, ci, act)
