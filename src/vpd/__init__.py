@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vpd.analysis.clustering.store import Clusters, load_clusters
     from vpd.analysis.harvest.reading import Harvest, open_harvest
     from vpd.analysis.run import Run, open_run
     from vpd.config import RunConfig, read_run_file
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 # Imported at first use: a command that only reads a run file should not wait for JAX.
 _HOMES = {
+    "Clusters": "vpd.analysis.clustering.store",
     "ConfigError": "vpd.errors",
     "Harvest": "vpd.analysis.harvest.reading",
     "NonFiniteError": "vpd.errors",
@@ -28,6 +30,7 @@ _HOMES = {
     "VpdError": "vpd.errors",
     "decompose": "vpd.face",
     "kl": "vpd.targets.divergence",
+    "load_clusters": "vpd.analysis.clustering.store",
     "open_harvest": "vpd.analysis.harvest.reading",
     "open_run": "vpd.analysis.run",
     "read_run_file": "vpd.config",
@@ -36,6 +39,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Clusters",
     "ConfigError",
     "Harvest",
     "NonFiniteError",
@@ -49,6 +53,7 @@ __all__ = [
     "VpdError",
     "decompose",
     "kl",
+    "load_clusters",
     "open_harvest",
     "open_run",
     "read_run_file",

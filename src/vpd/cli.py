@@ -55,6 +55,9 @@ def train(
         int | None, typer.Option(help="With --coordinator: number of this one, from 0.", min=0)
     ] = None,
     quiet: Quiet = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON objects, one a line: progress every 15 s, at the end the result.")
+    ] = False,
 ) -> None:
     """Decompose a network; prints the run directories on its last lines, one a line."""
     if coordinator is not None or processes is not None or process_id is not None or distributed:
@@ -63,7 +66,7 @@ def train(
         join_processes(distributed, coordinator, processes, process_id)
     from vpd.commands.train import train_command
 
-    raise typer.Exit(train_command(sources, out_dir, run_id, steps, seed, seeds, jobs, override, quiet))
+    raise typer.Exit(train_command(sources, out_dir, run_id, steps, seed, seeds, jobs, override, quiet, as_json))
 
 
 @app.command()
@@ -87,23 +90,36 @@ def pretrain(
 @app.command()
 def evaluate(
     path: RunPath,
-    step: Annotated[int | None, typer.Option(help="Checkpoint to evaluate; the latest by default.")] = None,
+    step: Annotated[
+        str | None, typer.Option(metavar="N|latest", help="Checkpoint to evaluate; the latest by default.")
+    ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME,...", help="These alone: of the run file, or types that need no settings; may be repeated."
+        ),
+    ] = None,
     batches: Annotated[int | None, typer.Option(help="Evaluation batches, in place of eval.n_steps.", min=1)] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a run's decomposition again."""
     from vpd.commands.evaluate import evaluate_command
 
-    evaluate_command(path, step, batches, as_json)
+    names = [name.strip() for words in metrics or () for name in words.split(",") if name.strip()]
+    evaluate_command(path, step, batches, as_json, names)
 
 
 @app.command()
-def report(path: RunPath) -> None:
-    """Write the run's report.html again and print its path."""
-    from vpd.evaluation.report import write_report
-    from vpd.pretrain.report import is_pretraining, write_pretraining_report
+def report(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.", show_default=False)],
+    page: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Page of several runs; beside the first by default.")
+    ] = None,
+) -> None:
+    """Write a run's report.html again, or one page with several runs side by side; prints its path."""
+    from vpd.commands.report import report_command
 
-    typer.echo(write_pretraining_report(path) if is_pretraining(path) else write_report(path))
+    report_command(paths, page)
 
 
 @app.command()
@@ -270,6 +286,37 @@ def plan(
 
 
 @app.command()
+def launch(
+    source: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="Run file, or a run directory to go on with.", show_default=False)
+    ],
+    time: Annotated[str, typer.Option(help="Of one job, as SLURM writes it: minutes, HH:MM:SS, D-HH:MM:SS.")],
+    nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs of each node.", min=0)] = 0,
+    processes: Annotated[
+        int | None, typer.Option(help="On each node; one, or one for each GPU of several nodes, by default.", min=1)
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="Of SLURM.")] = None,
+    account: Annotated[str | None, typer.Option(help="Of SLURM.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the job; the run's by default.")] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--slurm", metavar="KEY=VALUE", help="Any other option of sbatch.")
+    ] = None,
+    grace: Annotated[int, typer.Option(help="Seconds before the end of a job in which the run saves.", min=1)] = 120,
+    requeues: Annotated[int, typer.Option(help="Times that a job which ran out of time goes on.", min=0)] = 100,
+    local: Annotated[bool, typer.Option("--local", help="On this machine, without SLURM.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be submitted.")] = False,
+    out_dir: Annotated[Path | None, typer.Option(help="Folder for run directories, in place of the file's.")] = None,
+    run_id: Annotated[str | None, typer.Option(help="Name of the run directory, in place of the file's.")] = None,
+) -> None:
+    """Submit a run to SLURM, where it goes on after every preemption; its last line is the run directory."""
+    from vpd.commands.launch import launch_command
+
+    asked = (time, nodes, gpus, processes, partition, account, name, options or [], grace, requeues, local, dry_run)
+    launch_command(source, out_dir, run_id, *asked)
+
+
+@app.command()
 def bench(
     workload: Annotated[
         str, typer.Argument(help="T: a TMS 5-2 step at batch 4096; R: a ResidMLP-1 step at 2048.", show_default=False)
@@ -282,6 +329,51 @@ def bench(
     from vpd.commands.bench import bench_command
 
     bench_command(workload, rounds, steps, as_json)
+
+
+@app.command()
+def cluster(
+    path: RunPath,
+    alpha: Annotated[
+        list[float] | None,
+        typer.Option(help="Bits for each member of an active cluster; several make a clustering each.  [default: 1]"),
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="Choice of the pair that is merged: range, mcmc or exp_rank.")] = "range",
+    temperature: Annotated[
+        float,
+        typer.Option(
+            help="Of the sampler: fraction of the range of costs, bits per position, ranks; 0 takes the lowest cost."
+        ),
+    ] = 0.0,
+    seeds: Annotated[int, typer.Option(help="Stochastic clusterings for each alpha, and how far they agree.")] = 1,
+    threshold: Annotated[float, typer.Option(help="A subcomponent fires above this causal importance.")] = 0.1,
+    positions: Annotated[int, typer.Option(help="Positions to look at: examples of toys, tokens of text.")] = 100_000,
+    per_sequence: Annotated[int, typer.Option(help="Positions of one sequence at most, drawn at random.")] = 64,
+    split: Annotated[str, typer.Option(help="Stream of the run to read: eval or train.")] = "eval",
+    min_firings: Annotated[int, typer.Option(help="Leave out what fires at fewer positions.")] = 10,
+    always_on: Annotated[float, typer.Option(help="Leave out what fires at more than this fraction of them.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the choice of positions.")] = 0,
+    name: Annotated[str, typer.Option(help="Name of the clusters: RUN/clusters/NAME.")] = "default",
+    step: Annotated[int | None, typer.Option(help="Checkpoint to read; the latest by default.")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Make nothing: compare the clusters NAME of both runs by where they fire."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace clusters of that name.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Group the subcomponents that fire together into components; prints their folder on the last line."""
+    from vpd.analysis.clustering.collect import Sampling
+    from vpd.analysis.clustering.run_clustering import Merging
+    from vpd.commands.cluster import against_command, cluster_command
+
+    if against is not None:
+        against_command(path, against, name, as_json, quiet)
+        return
+    sampling = Sampling(positions, threshold, split, per_sequence, seed, min_firings, always_on)
+    merging = Merging(tuple(alpha or [1.0]), sampler, temperature, seeds)
+    cluster_command(path, step, sampling, merging, name, force, as_json, quiet)
 
 
 @app.command()
@@ -357,6 +449,71 @@ def show(
     from vpd.commands.show import show_command
 
     show_command(path, name, harvested, html, out, intruders, seed, score, key, table)
+
+
+Prompt = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Text, for a language model.")]
+Tokens = Annotated[str | None, typer.Option("--tokens", metavar="1,2,3", help="Token ids.")]
+Features = Annotated[str | None, typer.Option("--features", metavar="0,3=0.5", help="Features of a toy, 0.75 each.")]
+Positions = Annotated[
+    str | None, typer.Option("--positions", metavar="3,-1", help="Positions whose outputs count; the last by default.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace what has that name.")]
+
+
+@app.command()
+def attribute(
+    path: RunPath,
+    prompt: Prompt = None,
+    tokens: Tokens = None,
+    features: Features = None,
+    pruning: Annotated[
+        str | None, typer.Option("--pruning", metavar="NAME", help="The prompt and the subset of a pruning.")
+    ] = None,
+    positions: Positions = None,
+    threshold: Annotated[
+        float, typer.Option(help="Smallest part of the output that an edge carries.", min=1e-6)
+    ] = 0.01,
+    batches: Annotated[int, typer.Option(help="Without a prompt: evaluation batches.", min=1)] = 1,
+    targets: Annotated[str, typer.Option(metavar="GLOB", help="Without a prompt: sites, or output.")] = "*",
+    outputs: Annotated[int, typer.Option(help="Without a prompt: tokens predicted most often.", min=1)] = 128,
+    top: Annotated[int, typer.Option(help="Without a prompt: sources and targets of each in the JSON.", min=1)] = 10,
+    name: Annotated[str | None, typer.Option(help="Folder under attributions/; dataset or prompt by default.")] = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what feeds what: over data, or as the graph of one prompt; prints the folder on its last line."""
+    from vpd.commands.attribute import attribute_data_command, attribute_prompt_command
+
+    given = (prompt, tokens, features)
+    if pruning is None and positions is None and not any(one is not None for one in given):
+        attribute_data_command(path, batches, targets, outputs, top, name, force, as_json, quiet)
+    else:
+        attribute_prompt_command(path, given, pruning, positions, threshold, name, force, as_json, quiet)
+
+
+@app.command()
+def prune(
+    path: RunPath,
+    prompt: Prompt = None,
+    tokens: Tokens = None,
+    features: Features = None,
+    positions: Positions = None,
+    measure: Annotated[str, typer.Option(help="kl from the target's output, or ce of the next token.")] = "kl",
+    steps: Annotated[int, typer.Option(help="Updates.", min=1)] = 1000,
+    coeff: Annotated[float, typer.Option(help="What one subcomponent costs at one position, in nats.", min=0)] = 3e-3,
+    seed: Annotated[int, typer.Option(help="Of the masks.", min=0)] = 0,
+    name: Annotated[str, typer.Option(help="Folder under prunings/.")] = "prompt",
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the subcomponents that one behaviour needs; prints the folder on its last line."""
+    from vpd.analysis.pruning import Effort
+    from vpd.commands.prune import prune_command
+
+    effort = Effort(steps, coeff, seed=seed)
+    prune_command(path, (prompt, tokens, features), positions, measure, effort, name, force, as_json, quiet)
 
 
 def main() -> None:

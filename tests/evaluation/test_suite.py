@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vpd.config import read_run_file
-from vpd.evaluation.drawing import write_figures
+from vpd.evaluation.drawing import beside, plates_of
+from vpd.evaluation.plates import draw_plates, leave_plates
 from vpd.evaluation.suite import Suite
 from vpd.experiment import Experiment, build, first_state
 from vpd.objective.adversary import drawn_sources
@@ -241,9 +242,10 @@ def test_every_metric_is_in_the_output_or_a_figure(tmp_path) -> None:
     experiment, state, suite = scene()
     found = suite.evaluate(state.decomposition, state.training.adversaries, 60)
     assert experiment.config.eval is not None
-    folder = write_figures(
-        tmp_path, experiment.config.eval.metrics, suite.what, found, experiment.target, state.decomposition
-    )
+    listed = experiment.config.eval.metrics
+    plates = list(plates_of(listed, suite.what, found, experiment.target, state.decomposition))
+    leave_plates(tmp_path / "figures", 60, plates, beside(listed, found))
+    folder = draw_plates(tmp_path / "figures", 60)
     drawn = {"CIHistograms": "ci_histogram", "PermutedCIPlots": "permuted_ci_plot", "UVPlots": "uv_plot"}
     drawn |= {"ComponentActivationDensity": "activation_density", "CIMeanPerComponent": "ci_mean_spectrum"}
     for metric in experiment.config.eval.metrics:

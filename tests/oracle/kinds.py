@@ -8,6 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from case import Case
 
+from vpd.analysis.clustering.cost import description_length, merge_costs
+from vpd.analysis.clustering.frontier import Frontier
+from vpd.analysis.clustering.groups import Groups
+from vpd.analysis.clustering.memberships import from_dense
+from vpd.analysis.clustering.merging import merge_all, merge_cost
+from vpd.analysis.clustering.samplers import lowest_pair
 from vpd.analysis.harvest.correlations import pair_statistics, token_statistics
 from vpd.analysis.harvest.one_pass import Seen
 from vpd.analysis.harvest.settings import Settings
@@ -376,4 +382,34 @@ def harvest_stats(case: Case) -> dict:
         got |= {f"{side}_token_{'counts' if side == 'input' else 'mass'}": mass, f"{side}_token_totals": total}
         for name, value in token_statistics(mass, n_i[:, None], total[None], N)._asdict().items():
             got[f"{side}_token_{name}"] = value
+
+
+def coactivation_merge(case: Case) -> dict:
+    """Counts, costs of all pairs, the chosen one and the groups at every step of the greedy merge."""
+    alpha, fires = case.config["alpha"], from_dense(np.asarray(case["activations"]))
+    together, n, rng = fires.coactivation(), fires.n, np.random.default_rng(0)
+    groups = Groups(fires, together)
+    frontier, history = Frontier(groups, alpha), merge_all(fires, alpha)
+    got = {
+        "coactivation": together,
+        "mdl_initial": np.asarray(history.initial),
+        "costs": np.full((n - 1, n, n), np.nan),
+        "pairs": np.zeros((n - 1, 2), np.int64),
+        "pair_cost": np.zeros(n - 1),
+        "group_idxs": np.zeros((n - 1, n), np.int64),
+        "coactivation_after": np.full((n - 1, n, n), -1),
+        "mdl_after": np.zeros(n - 1),
+    }
+    for t in range(n - 1):
+        k = groups.k
+        got["costs"][t, :k, :k] = merge_costs(groups.counts(), groups.sizes(), fires.positions, alpha)
+        a, b = lowest_pair(frontier, rng)
+        got["pairs"][t] = np.searchsorted(groups.alive, [a, b])
+        got["pair_cost"][t] = merge_cost(groups, a, b, alpha)
+        frontier.merge(a, b)
+        got["group_idxs"][t] = np.unique(history.groups(t + 1), return_inverse=True)[1]
+        got["coactivation_after"][t, : k - 1, : k - 1] = groups.counts()
+        active, sizes = np.diagonal(groups.counts()), groups.sizes()
+        got["mdl_after"][t] = description_length(active, sizes, fires.positions, alpha)
+    np.testing.assert_allclose(history.lengths[1:], got["mdl_after"], rtol=1e-9)
     return got

@@ -138,6 +138,10 @@ class Run:
         single = unstacked(found, self.experiment.problem.sites)
         return {site: jnp.asarray(x) for site, x in single.items()}
 
+    def stacked_importances(self, batch: Shaped[Array, "..."]) -> dict[str, Float[Array, "..."]]:
+        """As :meth:`causal_importances`, of a stack of matrices together: ``{stack: [depth, *leading, C]}``."""
+        return self._importances(self.experiment.target, self.decomposition, batch)
+
     def component_activations(self, batch: Shaped[Array, "..."]) -> dict[str, Float[Array, "..."]]:
         """How much of each subcomponent is in the clean input of its site, ``‖U_c‖ · x·V_c``: {site: [*leading, C]}."""
         found = self._activations(self.experiment.target, self.decomposition.components, batch)

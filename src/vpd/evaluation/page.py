@@ -1,6 +1,7 @@
 """What the HTML pages share: templates of one style, and pictures that lie in the page itself."""
 
 import base64
+from collections.abc import Callable
 from importlib import resources
 from typing import NamedTuple
 
@@ -31,13 +32,20 @@ def picture(stem: str, png: bytes, title: str, caption: str) -> Picture:
     return Picture(stem, title, caption, base64.b64encode(png).decode("ascii"), width)
 
 
-def render_page(template: str, **values: object) -> str:
-    """An HTML page from a template of this package; every value is escaped, a missing one is an error."""
+def render_page(template: str, source: Callable[[str], str] | None = None, **values: object) -> str:
+    """An HTML page; every value is escaped, a missing one is an error.
+
+    Args:
+        template: by its name.
+        source: the text of a template by its name; those of this package by default.
+        values: of the template.
+    """
     environment = Environment(
-        loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FunctionLoader(source or page_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template(template).render(**values)
+    return environment.get_template(template).render(**values, page_source=page_source)
 
 
-def _source(name: str) -> str:
-    return resources.files("vpd.evaluation").joinpath(name).read_text(encoding="utf-8")
+def page_source(name: str) -> str:
+    """A template, style sheet or script that pages share."""
+    return resources.files("vpd.evaluation").joinpath("web", name).read_text(encoding="utf-8")
