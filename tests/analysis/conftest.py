@@ -11,9 +11,12 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "end_to_end"))  # tiny_run.py
 
+from harvests import copied, settings_of
 from tiny_language import train_language_run
 from tiny_run import write_file
 
+from vpd.analysis.harvest.harvest import harvest
+from vpd.analysis.harvest.settings import Settings
 from vpd.analysis.run import Run
 from vpd.face import decompose
 
@@ -34,6 +37,35 @@ def language_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("language")
     with _cache_in(folder):
         yield train_language_run(folder)
+
+
+Harvested = tuple[Run, Settings]
+
+
+def _harvested(run: Run, folder: Path) -> Harvested:
+    """A copy of a run with one harvest, ``first``; tests may add others, and change none."""
+    run = copied(run, folder)
+    settings = settings_of(run)
+    assert harvest(run, settings, quiet=True) == run.path / "harvest" / "first"
+    return run, settings
+
+
+@pytest.fixture(scope="session")
+def harvested_toy(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Harvested:
+    """The tiny run with a harvest."""
+    return _harvested(tiny_run, tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def harvested_text(language_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Harvested:
+    """The tiny language model's run with a harvest."""
+    return _harvested(language_run, tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(params=["harvested_toy", "harvested_text"])
+def harvested(request: pytest.FixtureRequest) -> Harvested:
+    """Each of the two."""
+    return request.getfixturevalue(request.param)
 
 
 @contextmanager

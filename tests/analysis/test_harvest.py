@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import signal
 import sqlite3
 from collections.abc import Mapping
@@ -13,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from harvests import copied, settings_of
 from scipy.sparse import coo_array
 
-from vpd import RunError, Stopped, open_run
+from vpd import RunError, Stopped
 from vpd.analysis.harvest import harvest as harvesting
 from vpd.analysis.harvest.feed import feed, settings_for
 from vpd.analysis.harvest.harvest import harvest
@@ -23,31 +23,6 @@ from vpd.analysis.harvest.reading import Harvest, open_harvest
 from vpd.analysis.harvest.reservoir import draw, priorities
 from vpd.analysis.harvest.settings import Settings
 from vpd.analysis.run import Run
-
-ROWS, BATCHES = 5, 6
-
-
-@pytest.fixture(scope="module", params=["tiny_run", "language_run"])
-def harvested(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Settings]:
-    """A run with one harvest, ``first``; tests may add others, and write into none."""
-    run = copied(request.getfixturevalue(request.param), tmp_path_factory.mktemp("harvested"))
-    settings = settings_of(run)
-    assert harvest(run, settings, quiet=True) == run.path / "harvest" / "first"
-    return run, settings
-
-
-def copied(run: Run, folder: Path) -> Run:
-    """The same run where a test may write."""
-    shutil.copytree(run.path, folder / run.path.name)
-    return open_run(folder / run.path.name)
-
-
-def settings_of(run: Run, **changes: object) -> Settings:
-    """Thirty rows in six batches; a threshold that about half of the importances exceed."""
-    found = settings_for(run, 1, "train", n_random=3, n_top=2, context=2)
-    ci = run.axis.joined({s: np.asarray(x) for s, x in run.causal_importances(feed(run, "train", ROWS)(0)).items()})
-    middle = float(np.median(ci[(ci > 0) & (ci < 1)]))
-    return replace(found, rows=ROWS, batches=BATCHES, **{"threshold": middle} | changes)  # type: ignore[arg-type]
 
 
 def naive(run: Run, settings: Settings) -> dict[str, np.ndarray]:
@@ -146,7 +121,7 @@ def _check_windows(run: Run, settings: Settings, found: Harvest) -> None:
         best = sorted((row for row in range(len(size)) if size[row] >= 0), key=lambda row: -size[row])[:2]
         assert [w.row for w in windows if w.kind == "top"] == best
         sampled = {(w.row, w.position) for w in windows if w.kind == "sampled"}
-        assert len(sampled) == min(3, found.firing_counts[place])
+        assert len(sampled) == min(4, found.firing_counts[place])
         for w in windows:
             along = slice(w.start, w.start + len(w.importances))
             assert fires[w.row, w.position] and w.start <= w.position < along.stop <= settings.length

@@ -9,6 +9,7 @@ from vpd.analysis.look.evidence import gather
 from vpd.analysis.look.intruders import make_trials, score_answers, write_trials
 from vpd.analysis.look.listing import markdown
 from vpd.analysis.look.pages import page_name, write_component_page, write_pages
+from vpd.analysis.look.related import load_others
 from vpd.analysis.look.terminal import print_evidence
 from vpd.analysis.names import parse_subcomponent
 from vpd.commands.tables import results_console
@@ -45,12 +46,12 @@ def show_command(
     elif name is not None:
         _show_one(path, found, name, html, out)
     else:
-        typer.echo(write_pages(out or path / "show" / found.path.name, found))
+        typer.echo(write_pages(out or path / "show" / found.path.name, found, load_others(path, found)))
 
 
 def _show_one(path: Path, found: Harvest, name: str, html: bool, out: Path | None) -> None:
     one = parse_subcomponent(name, found.axis.sizes)
-    evidence = gather(found, found.axis.place(one))
+    evidence = gather(found, found.axis.place(one), others=load_others(path, found))
     if not html and out is None:
         print_evidence(results_console(), evidence, found.threshold)
         return

@@ -7,12 +7,14 @@ from jaxtyping import Float, Int, Shaped
 
 from vpd.analysis.harvest.correlations import TokenStatistics
 from vpd.analysis.harvest.reading import Component, Harvest, TokenTable, Window
+from vpd.analysis.look.related import Others, Related
 
 # Tokens and pairs that occur less often say little.
 FEWEST = 5
 # A token that is expected must get this part of the probability where the subcomponent fires.
 LEAST = 1e-3
 MOST_INPUTS = 64
+NOTHING = Others()
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Evidence:
         expected_often: tokens that are most probable next.
         expected_specific: tokens whose probability it goes with most.
         correlates: by Jaccard.
+        related: attributions and cluster.
     """
 
     component: Component
@@ -119,6 +122,7 @@ class Evidence:
     expected_often: tuple[Token, ...]
     expected_specific: tuple[Token, ...]
     correlates: tuple[Correlate, ...]
+    related: Related
 
 
 def by_density(harvest: Harvest) -> Int[np.ndarray, " n"]:
@@ -126,7 +130,14 @@ def by_density(harvest: Harvest) -> Int[np.ndarray, " n"]:
     return np.argsort(-harvest.firing_counts, kind="stable")
 
 
-def gather(harvest: Harvest, place: int, rank: int | None = None, windows: int | None = None, k: int = 8) -> Evidence:
+def gather(
+    harvest: Harvest,
+    place: int,
+    rank: int | None = None,
+    windows: int | None = None,
+    k: int = 8,
+    others: Others = NOTHING,
+) -> Evidence:
     """What a harvest says of a subcomponent.
 
     Args:
@@ -135,6 +146,7 @@ def gather(harvest: Harvest, place: int, rank: int | None = None, windows: int |
         rank: by density, where it is known.
         windows: how many of each kind; None takes all.
         k: how many tokens and correlates.
+        others: attributions and clusters, where there are any.
     """
     if rank is None:
         rank = int(np.flatnonzero(by_density(harvest) == place)[0]) + 1
@@ -151,7 +163,8 @@ def gather(harvest: Harvest, place: int, rank: int | None = None, windows: int |
         bound = _tokens(harvest, said, said.statistics.lift, said.masses >= n * LEAST, k)
     correlates = _correlates(harvest, place, k)
     component = harvest.components[place]
-    return Evidence(component, rank, passages, often, specific, expected, bound, correlates)
+    related = others.of(harvest.axis.at(place), k)
+    return Evidence(component, rank, passages, often, specific, expected, bound, correlates, related)
 
 
 def passage(harvest: Harvest, window: Window, largest: float) -> Passage:
@@ -192,8 +205,3 @@ def _correlates(harvest: Harvest, place: int, k: int) -> tuple[Correlate, ...]:
         numbers = (float(x[i]) for x in (s.precision, s.recall, s.jaccard, s.pmi))
         found.append(Correlate(other.site, other.index, int(pairs.counts[i]), *numbers))
     return tuple(found)
-
-
-def visible(text: str) -> str:
-    """A token on one line, its spaces to be seen."""
-    return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣") or "∅"

@@ -4,7 +4,8 @@ import numpy as np
 from jaxtyping import Int
 
 from vpd.analysis.harvest.reading import Harvest
-from vpd.analysis.look.evidence import Evidence, Passage, by_density, gather, visible
+from vpd.analysis.look.evidence import Evidence, Passage, by_density, gather
+from vpd.analysis.look.words import visible
 
 # Those that fire less often have no windows to compare.
 FEWEST = 20

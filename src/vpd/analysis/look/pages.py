@@ -10,7 +10,9 @@ from urllib.parse import quote
 import numpy as np
 
 from vpd.analysis.harvest.reading import Harvest
-from vpd.analysis.look.evidence import Evidence, by_density, gather, visible
+from vpd.analysis.look.evidence import Evidence, by_density, gather
+from vpd.analysis.look.related import Others
+from vpd.analysis.look.words import visible
 from vpd.errors import RunError
 from vpd.evaluation.page import render_page
 from vpd.run_directory import write_atomically
@@ -47,12 +49,13 @@ def write_component_page(path: Path, harvest: Harvest, evidence: Evidence) -> No
     write_atomically(path, render_page("component.html.jinja", e=evidence, visible=visible, **facts))
 
 
-def write_pages(folder: Path, harvest: Harvest) -> Path:
+def write_pages(folder: Path, harvest: Harvest, others: Others) -> Path:
     """The index and the pages of all matrices; a reader never meets half of them.
 
     Args:
         folder: made anew; one that holds something else than such pages is left alone.
         harvest: a finished one.
+        others: attributions and clusters, where there are any.
 
     Returns:
         The index.
@@ -66,7 +69,7 @@ def write_pages(folder: Path, harvest: Harvest) -> Path:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        _write_all(draft, harvest)
+        _write_all(draft, harvest, others)
         (draft / MARK).touch()
         if folder.exists():
             os.rename(folder, before)
@@ -77,7 +80,7 @@ def write_pages(folder: Path, harvest: Harvest) -> Path:
     return folder / INDEX
 
 
-def _write_all(folder: Path, harvest: Harvest) -> None:
+def _write_all(folder: Path, harvest: Harvest, others: Others) -> None:
     harvest.read_ahead()
     facts, firing = _facts(harvest), harvest.firing_counts
     rank = np.empty(len(firing), np.int64)
@@ -87,7 +90,7 @@ def _write_all(folder: Path, harvest: Harvest) -> None:
     for site, C in harvest.axis.sizes.items():
         begin = harvest.axis.starts[site]
         places = begin + np.flatnonzero(firing[begin : begin + C])
-        found = [gather(harvest, int(place), int(rank[place]), WINDOWS) for place in places]
+        found = [gather(harvest, int(place), int(rank[place]), WINDOWS, others=others) for place in places]
         found.sort(key=lambda e: e.rank)
         matrices.append(_Matrix(site, C, len(found), float(firing[begin : begin + C].sum() / harvest.positions)))
         rows += [_row(e) for e in found]

@@ -6,7 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vpd.analysis.look.evidence import Correlate, Evidence, Passage, Token, visible
+from vpd.analysis.look.evidence import Correlate, Evidence, Passage, Token
+from vpd.analysis.look.related import Related
+from vpd.analysis.look.words import visible
 
 # Background where the importance is 1, text where the activation is largest: positive and negative.
 CI_COLOUR, UP, DOWN = (122, 90, 10), (120, 180, 255), (255, 150, 120)
@@ -41,6 +43,25 @@ def print_evidence(console: Console, evidence: Evidence, threshold: float) -> No
             console.print(_token_table(title, often, specific))
     if evidence.correlates:
         console.print(_correlate_table(evidence.correlates))
+    _print_related(console, evidence.related)
+
+
+def _print_related(console: Console, related: Related) -> None:
+    if related.sources or related.targets:
+        table = Table(title="\nattributions", title_justify="left", title_style="bold")
+        for column in ("sources", "signed", "", "targets", "signed"):
+            table.add_column(column, justify="right" if column == "signed" else "left")
+        for i in range(max(len(related.sources), len(related.targets))):
+            left, right = (
+                (some[i][0], f"{some[i][1]:+.3g}") if i < len(some) else ("", "")
+                for some in (related.sources, related.targets)
+            )
+            table.add_row(*(Text(cell) for cell in (*left, "", *right)))
+        console.print(table)
+    if related.cluster is not None:
+        more = f" and {related.more} more" if related.more else ""
+        with_whom = ", ".join(map(str, related.members)) or "nobody else"
+        console.print(Text(f"\ncluster {related.cluster}", style="bold"), Text(f"with {with_whom}{more}"))
 
 
 def shaded(passage: Passage) -> Text:
