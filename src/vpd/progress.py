@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_SECONDS = 15.0
+ROOM_FOR_A_BAR = 110  # columns of a terminal; what is watched has to fit on the line beside it
 Show = Literal["bar", "nothing", "json"]
 
 
@@ -80,16 +81,17 @@ def training_meter(
 
 @contextmanager
 def _live(steps: int, start: int, what: str, unit: str) -> Generator[Meter]:
+    on = console()
     columns = (
         TextColumn(what),
-        BarColumn(bar_width=20),
+        *((BarColumn(bar_width=20),) if on.width >= ROOM_FOR_A_BAR else ()),
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
         TextColumn("{task.fields[read]}", style="bold"),
     )
-    with Progress(*columns, console=console()) as bars:
+    with Progress(*columns, console=on) as bars:
         task = bars.add_task(what, total=steps, completed=start, read="", rate="")
         clock = _Rate(start)
 

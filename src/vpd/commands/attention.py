@@ -189,5 +189,6 @@ def _print(title: str, rows: Sequence[Row]) -> None:
     for key, value in rows[0].items():
         table.add_column(key, justify="right" if isinstance(value, int | float) else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        # The layer has a column of its own.
+        table.add_row(*(_cell(value).removeprefix(f"{row['layer']}.") for value in row.values()))
     results_console().print(table)

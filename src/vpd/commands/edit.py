@@ -37,6 +37,7 @@ class Asked:
         rank: number of candidates to rank; None ranks none.
         find: number of learned continuations to list; None lists none.
         batches: of evaluation data.
+        first: number of the first of them.
         save: folder to write the edited network to.
     """
 
@@ -50,6 +51,7 @@ class Asked:
     rank: int | None
     find: int | None
     batches: int
+    first: int
     save: Path | None
 
 
@@ -107,7 +109,7 @@ def _off(asked: Asked) -> str | None:
 def _examples(run: Run, asked: Asked) -> list[Examples]:
     if asked.on is None and asked.off is not None:
         raise RunError("--off is what --on is compared with; give --on too")
-    return list(examples_of(run, asked.on or ALL, _off(asked), asked.batches))
+    return list(examples_of(run, asked.on or ALL, _off(asked), asked.batches, asked.first))
 
 
 def _rank(run: Run, asked: Asked, as_json: bool, quiet: bool) -> None:
@@ -119,9 +121,9 @@ def _rank(run: Run, asked: Asked, as_json: bool, quiet: bool) -> None:
         typer.echo(json.dumps(finite({"run": str(run.path), "step": run.step, "sets": sets, "candidates": rows})))
         return
     table = Table(title=f"on target: {asked.on}; off target: {_off(asked)}", title_justify="left")
-    head = ["subcomponent", "CI on", "CI off", "alone: on", "off"]
-    for i, word in enumerate([*head, "with those above: on", "off", "right on", "right off"]):
-        table.add_column(word, justify="left" if i == 0 else "right")
+    head = ["subcomponent", "CI on", "off", "alone: on", "off", "together: on", "off", "right: on", "off"]
+    for i, word in enumerate(head):
+        table.add_column(word, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for one in found:
         values = [_first(one.alone, name) for name in ("on", "off")]
         values += [_first(one.together, name) for name in ("on", "off")]
@@ -130,7 +132,8 @@ def _rank(run: Run, asked: Asked, as_json: bool, quiet: bool) -> None:
         cells += ["" if value is None else f"{value.value:.3f}" for value in right]
         table.add_row(str(one.subcomponent), *cells)
     results_console().print(table)
-    typer.echo("Divergence from the unedited network, mean over positions; right: the next token is the likeliest.")
+    typer.echo("alone, together (with all above): divergence from the unedited network, mean over positions.")
+    typer.echo("right: the next token is the likeliest with all above ablated.")
 
 
 def _find(run: Run, most: int, batches: int, as_json: bool, quiet: bool) -> None:

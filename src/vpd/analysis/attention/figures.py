@@ -45,7 +45,7 @@ def shown_heads(strength: Float[np.ndarray, " heads"]) -> list[int]:
 def offset_lines(layer: str, pairs: Pairs) -> Figure:
     """A panel for each head, a line for each of its strongest pairs."""
     heads = shown_heads(np.abs(pairs.typical).max(axis=(1, 2, 3)))
-    figure, axes = grid_of_panels(len(heads), 2.9)
+    figure, axes = grid_of_panels(len(heads), 3.3)
     marker = "o" if len(pairs.offsets) <= 40 else ""
     for ax, head in zip(axes, heads, strict=True):
         best = np.abs(pairs.typical[head]).max(axis=-1)
@@ -59,7 +59,7 @@ def offset_lines(layer: str, pairs: Pairs) -> Figure:
         ax.axhline(0.0, color=GREY, lw=0.6)
         ax.set(xlabel="positions back", ylabel="score", title=f"{layer}, head {head}")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.legend(fontsize=7.5, ncols=2, loc="best", handlelength=1.4)
+        ax.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.22), handlelength=1.4)
         ax.grid(True, axis="y")
     return titled(figure, "Pairs of query and key subcomponents by offset", note=_note(pairs.typical.shape[0]))
 
@@ -138,7 +138,7 @@ def overlap_maps(
         "write_read": ("writes and reads", "read by head", "written by head"),
     }
     n = len(names)
-    figure = Figure(figsize=(9, (min(max(0.2 * n, 1.8), 2.9) + 0.7) * len(overlap) + 0.8))
+    figure = Figure(figsize=(9, 3.0 * len(overlap) + 0.6))
     axes = figure.subplots(len(overlap), 3, squeeze=False)
     image = None
     shared = names[0].rpartition(".")[0].rpartition(".")[0]

@@ -148,8 +148,9 @@ def _one(
     sampler = SAMPLERS[merging.sampler](merging.temperature)
     history = merge_all(firings, alpha, sampler, seed, together, watch)
     labels = history.labels()
-    density = firings.grouped(labels).counts / firings.positions
-    return Clustering(alpha, seed, history, labels, density, np.ones(len(density)), True)
+    fires = firings.grouped(labels).counts
+    cohesion = np.bincount(labels, weights=firings.counts) / (np.bincount(labels) * fires)
+    return Clustering(alpha, seed, history, labels, fires / firings.positions, cohesion, np.ones(len(fires)), True)
 
 
 def _compared(ones: Sequence[Clustering], medoid: int) -> list[Clustering]:

@@ -54,7 +54,7 @@ class Continuation:
     following: int
 
 
-def examples_of(run: Run, on: str, off: str | None, batches: int) -> Iterator[Examples]:
+def examples_of(run: Run, on: str, off: str | None, batches: int, first: int = 0) -> Iterator[Examples]:
     """Batches with the positions that are on target (``on``) and off it (``off``).
 
     Args:
@@ -62,6 +62,7 @@ def examples_of(run: Run, on: str, off: str | None, batches: int) -> Iterator[Ex
         on: a word, or a file of prompts.
         off: likewise, or ``rest``; None leaves that set out.
         batches: of evaluation data.
+        first: number of the first of them.
 
     Raises:
         RunError: a word that means nothing for this run, a file that can't be read, or ``rest`` of prompts.
@@ -71,7 +72,7 @@ def examples_of(run: Run, on: str, off: str | None, batches: int) -> Iterator[Ex
     if on == REST or (off == REST and prompts["on"] is not None):
         raise RunError("rest is what else there is in the data of --on, which must be no file; write --off all")
     choosers = {n: _Chooser(run, word) for n, word in words.items() if word != REST and prompts[n] is None}
-    return _examples(run, prompts, choosers, off == REST, batches)
+    return _examples(run, prompts, choosers, off == REST, range(first, first + batches))
 
 
 def _examples(
@@ -79,14 +80,14 @@ def _examples(
     prompts: dict[str, list[Continuation] | None],
     choosers: "dict[str, _Chooser]",
     rest: bool,
-    batches: int,
+    batches: range,
 ) -> Iterator[Examples]:
     for name, own in prompts.items():
         if own is not None:
             yield _padded(name, own)
     draw = run.experiment.eval_batch or run.experiment.train_batch
     seed = jnp.asarray(run.config.pd.seed, jnp.uint32)
-    for i in range(batches if choosers else 0):
+    for i in batches if choosers else ():
         batch = np.asarray(draw(seed, jnp.asarray(i, jnp.int32)))
         every = _measurable(run, batch)
         where = {name: chooser(batch) & every for name, chooser in choosers.items()}
