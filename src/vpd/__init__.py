@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vpd.analysis.clustering.store import Clusters, load_clusters
     from vpd.analysis.editing.edits import Edit
+    from vpd.analysis.harvest.reading import Harvest, open_harvest
     from vpd.analysis.run import Run, open_run
     from vpd.config import RunConfig, read_run_file
     from vpd.decomposition import SiteMask
@@ -19,6 +20,7 @@ _HOMES = {
     "Clusters": "vpd.analysis.clustering.store",
     "ConfigError": "vpd.errors",
     "Edit": "vpd.analysis.editing.edits",
+    "Harvest": "vpd.analysis.harvest.reading",
     "NonFiniteError": "vpd.errors",
     "Run": "vpd.analysis.run",
     "RunConfig": "vpd.config",
@@ -31,6 +33,7 @@ _HOMES = {
     "decompose": "vpd.face",
     "kl": "vpd.targets.divergence",
     "load_clusters": "vpd.analysis.clustering.store",
+    "open_harvest": "vpd.analysis.harvest.reading",
     "open_run": "vpd.analysis.run",
     "read_run_file": "vpd.config",
     "squared_error": "vpd.targets.divergence",
@@ -41,6 +44,7 @@ __all__ = [
     "Clusters",
     "ConfigError",
     "Edit",
+    "Harvest",
     "NonFiniteError",
     "Run",
     "RunConfig",
@@ -53,6 +57,7 @@ __all__ = [
     "decompose",
     "kl",
     "load_clusters",
+    "open_harvest",
     "open_run",
     "read_run_file",
     "squared_error",
