@@ -10,6 +10,7 @@ ROOMS = (
     "errors",
     "randomness",
     "signals",
+    "submission",
     "rotary",
     "run_directory",
     "cache",
@@ -28,12 +29,15 @@ ROOMS = (
     "experiment",
     "records",
     "nonfinite",
+    "recorder",
     "run",
     "planning",
     "pretrain",
     "analysis",
     "face",
     "commands",
+    "cli_options",
+    "cli_looking",
     "cli",
 )
 MODULES = sorted(SRC.rglob("*.py"))

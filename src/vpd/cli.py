@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from vpd.cli_looking import looking
+from vpd.cli_options import Json, Quiet
 from vpd.errors import FamilyError, NonFiniteError, PeerError, Stopped, VpdError
 from vpd.signals import StopSignals
 
@@ -20,10 +22,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Check run files and show their vocabulary.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+app.add_typer(looking)
 
 
 @app.command()
@@ -55,6 +54,9 @@ def train(
         int | None, typer.Option(help="With --coordinator: number of this one, from 0.", min=0)
     ] = None,
     quiet: Quiet = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON objects, one a line: progress every 15 s, at the end the result.")
+    ] = False,
 ) -> None:
     """Decompose a network; prints the run directories on its last lines, one a line."""
     if coordinator is not None or processes is not None or process_id is not None or distributed:
@@ -63,7 +65,7 @@ def train(
         join_processes(distributed, coordinator, processes, process_id)
     from vpd.commands.train import train_command
 
-    raise typer.Exit(train_command(sources, out_dir, run_id, steps, seed, seeds, jobs, override, quiet))
+    raise typer.Exit(train_command(sources, out_dir, run_id, steps, seed, seeds, jobs, override, quiet, as_json))
 
 
 @app.command()
@@ -85,28 +87,6 @@ def pretrain(
 
 
 @app.command()
-def evaluate(
-    path: RunPath,
-    step: Annotated[int | None, typer.Option(help="Checkpoint to evaluate; the latest by default.")] = None,
-    batches: Annotated[int | None, typer.Option(help="Evaluation batches, in place of eval.n_steps.", min=1)] = None,
-    as_json: Json = False,
-) -> None:
-    """Evaluate a run's decomposition again."""
-    from vpd.commands.evaluate import evaluate_command
-
-    evaluate_command(path, step, batches, as_json)
-
-
-@app.command()
-def report(path: RunPath) -> None:
-    """Write the run's report.html again and print its path."""
-    from vpd.evaluation.report import write_report
-    from vpd.pretrain.report import is_pretraining, write_pretraining_report
-
-    typer.echo(write_pretraining_report(path) if is_pretraining(path) else write_report(path))
-
-
-@app.command()
 def sweep(
     source: Annotated[Path, typer.Argument(metavar="CONFIG", help="Run file to vary.", show_default=False)],
     grids: Annotated[
@@ -123,20 +103,6 @@ def sweep(
     from vpd.commands.sweep import sweep_command
 
     sweep_command(source, grids, folder, name, force)
-
-
-@app.command()
-def compare(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories.", show_default=False)],
-    folder: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for the page; beside the runs by default.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Compare runs of one target: do they find the same subcomponents?"""
-    from vpd.commands.compare import compare_command
-
-    compare_command(paths, folder, as_json)
 
 
 @config_app.command("check")
@@ -270,6 +236,37 @@ def plan(
 
 
 @app.command()
+def launch(
+    source: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="Run file, or a run directory to go on with.", show_default=False)
+    ],
+    time: Annotated[str, typer.Option(help="Of one job, as SLURM writes it: minutes, HH:MM:SS, D-HH:MM:SS.")],
+    nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs of each node.", min=0)] = 0,
+    processes: Annotated[
+        int | None, typer.Option(help="On each node; one, or one for each GPU of several nodes, by default.", min=1)
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="Of SLURM.")] = None,
+    account: Annotated[str | None, typer.Option(help="Of SLURM.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the job; the run's by default.")] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--slurm", metavar="KEY=VALUE", help="Any other option of sbatch.")
+    ] = None,
+    grace: Annotated[int, typer.Option(help="Seconds before the end of a job in which the run saves.", min=1)] = 120,
+    requeues: Annotated[int, typer.Option(help="Times that a job which ran out of time goes on.", min=0)] = 100,
+    local: Annotated[bool, typer.Option("--local", help="On this machine, without SLURM.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be submitted.")] = False,
+    out_dir: Annotated[Path | None, typer.Option(help="Folder for run directories, in place of the file's.")] = None,
+    run_id: Annotated[str | None, typer.Option(help="Name of the run directory, in place of the file's.")] = None,
+) -> None:
+    """Submit a run to SLURM, where it goes on after every preemption; its last line is the run directory."""
+    from vpd.commands.launch import launch_command
+
+    asked = (time, nodes, gpus, processes, partition, account, name, options or [], grace, requeues, local, dry_run)
+    launch_command(source, out_dir, run_id, *asked)
+
+
+@app.command()
 def bench(
     workload: Annotated[
         str, typer.Argument(help="T: a TMS 5-2 step at batch 4096; R: a ResidMLP-1 step at 2048.", show_default=False)
@@ -300,74 +297,6 @@ def target(
     from vpd.commands.target import target_command
 
     target_command(name, model_class, reference, as_json)
-
-
-@app.command()
-def attention(
-    path: RunPath,
-    layer: Annotated[str | None, typer.Option(help="Number or path of a layer; all by default.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text whose attention is taken apart.")] = None,
-    tokens: Annotated[
-        str | None, typer.Option(metavar="ID,ID,...", help="The same as token ids, for networks that read no text.")
-    ] = None,
-    masking: Annotated[
-        str, typer.Option(help="On the prompt: ci, the model masked by its importances; target, the network itself.")
-    ] = "ci",
-    top: Annotated[int, typer.Option(help="Pairs a layer, or a head of the prompt, in the tables.", min=1)] = 10,
-    batches: Annotated[int, typer.Option(help="Batches that typical activations are measured on.", min=1)] = 10,
-    name: Annotated[str, typer.Option(help="Of the folder under attention/.")] = "first",
-    force: Annotated[bool, typer.Option("--force", help="Replace what has this name.")] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Take attention apart: which pairs of subcomponents make the scores, which heads they span."""
-    from vpd.commands.attention import attention_command
-
-    attention_command(path, layer, prompt, tokens, masking, top, batches, name, force, as_json, quiet)
-
-
-@app.command()
-def edit(
-    path: RunPath,
-    ablate: Annotated[
-        list[str] | None, typer.Option(metavar="SITE:INDEX,...", help="Remove these subcomponents.")
-    ] = None,
-    boost: Annotated[list[str] | None, typer.Option(metavar="SITE:INDEX=F,...", help="Multiply these by F.")] = None,
-    file: Annotated[
-        Path | None, typer.Option("--edits", metavar="FILE", help="Edits of a file, other directions among them.")
-    ] = None,
-    positions: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Only at these positions of the sequence.")
-    ] = None,
-    when_active: Annotated[
-        float | None, typer.Option(metavar="CI", help="Only where the causal importance is above this.")
-    ] = None,
-    on: Annotated[
-        str | None,
-        typer.Option(metavar="SET", help="On target: repeated, TEXT=>NEXT, feature:I, or a file of prompts."),
-    ] = None,
-    off: Annotated[
-        str | None, typer.Option(metavar="SET", help="Off target; what else there is in the data by default.")
-    ] = None,
-    rank: Annotated[
-        int | None, typer.Option(metavar="N", help="Rank N candidates for ablation by their effect.", min=1)
-    ] = None,
-    find: Annotated[
-        int | None, typer.Option(metavar="N", help="List N continuations that few subcomponents carry.", min=1)
-    ] = None,
-    batches: Annotated[int, typer.Option(help="Batches of evaluation data.", min=1)] = 20,
-    first: Annotated[
-        int, typer.Option(help="Number of the first batch, to measure on others than candidates were ranked on.", min=0)
-    ] = 0,
-    save: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the edited network.")] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Ablate, boost or redirect subcomponents; say what it changes on target and off it; save the network."""
-    from vpd.commands.edit import Asked, edit_command
-
-    asked = Asked(ablate or [], boost or [], file, positions, when_active, on, off, rank, find, batches, first, save)
-    edit_command(path, asked, as_json, quiet)
 
 
 def main() -> None:

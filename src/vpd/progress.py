@@ -1,20 +1,34 @@
 """What a person watches: one live line in a terminal, plain lines where output is piped."""
 
+import json
+import math
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_SECONDS = 15.0
+ROOM_FOR_A_BAR = 110  # columns of a terminal; what is watched has to fit on the line beside it
+Show = Literal["bar", "nothing", "json"]
+
+
+def bar_unless(quiet: bool) -> Show:
+    """What is shown of something that has no other choice than ``--quiet``."""
+    return "nothing" if quiet else "bar"
+
+
+# Of a number of units what is called with how many are done.
+Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 
 @runtime_checkable
 class Meter(Protocol):
-    """Called with the number of steps made and the scalars of the last one."""
+    """Called with the number of steps made and what is watched."""
 
     def __call__(self, done: int, scalars: Mapping[str, float]) -> None:
         """Show them."""
@@ -31,86 +45,135 @@ def say(sentence: str) -> None:
     print(f"vpd: {sentence}", file=sys.stderr, flush=True)
 
 
-def summary(scalars: Mapping[str, float]) -> str:
-    """Total and terms on one line, inactive terms left out."""
-    losses = {n.removeprefix("loss/"): v for n, v in scalars.items() if n.startswith("loss/") and v == v}
-    shown = {name: value for name, value in losses.items() if "/" not in name}
-    return "  ".join(f"{_short(name)} {value:.2e}" for name, value in shown.items())
+def readings(scalars: Mapping[str, float]) -> str:
+    """What is watched, on one line: ``loss 2.4e-03  recon 3.1e-04  L0 0.37``; what is not a number is left out."""
+    return "  ".join(f"{name} {_reading(name, value)}" for name, value in scalars.items() if math.isfinite(value))
 
 
-def _short(name: str) -> str:
-    words = name.removesuffix("Loss").replace("Recon", "")
-    return {"ImportanceMinimality": "minimality", "Faithfulness": "faithful", "": "recon"}.get(words, words)
+def _reading(name: str, value: float) -> str:
+    return f"{value:.4g}" if name == "L0" or 0.1 <= abs(value) < 1e4 else f"{value:.2e}"
 
 
 @contextmanager
 def training_meter(
-    steps: int, start: int, quiet: bool = False, what: str = "training", unit: str = "step"
+    steps: int, start: int, show: Show = "bar", what: str = "training", unit: str = "step"
 ) -> Generator[Meter]:
-    """A progress bar with losses, steps a second and the time left; every 15 s a line where there is no terminal."""
-    if quiet:
+    """A line with what is watched, steps a second and the time left.
+
+    Args:
+        steps: to make.
+        start: made already.
+        show: ``bar`` moves in a terminal, and where there is none writes a line every 15 s; ``json`` writes an object
+            a line to standard output as often; ``nothing``.
+        what: is done.
+        unit: that is counted.
+    """
+    if show == "nothing":
         yield lambda done, scalars: None
+    elif show == "json":
+        yield _timed(steps, start, _print_json)
     elif sys.stderr.isatty():
         with _live(steps, start, what, unit) as meter:
             yield meter
     else:
-        yield _plain(steps, start, what, unit)
+        yield _timed(steps, start, partial(_print_line, what, unit))
 
 
 @contextmanager
 def _live(steps: int, start: int, what: str, unit: str) -> Generator[Meter]:
+    on = console()
     columns = (
         TextColumn(what),
-        BarColumn(bar_width=None),
-        TaskProgressColumn(),
+        *((BarColumn(bar_width=20),) if on.width >= ROOM_FOR_A_BAR else ()),
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[read]}", style="bold"),
     )
-    with Progress(*columns, TextColumn("\n{task.fields[losses]}"), console=console()) as bars:
-        task = bars.add_task(what, total=steps, completed=start, losses="", rate="")
+    with Progress(*columns, console=on) as bars:
+        task = bars.add_task(what, total=steps, completed=start, read="", rate="")
         clock = _Rate(start)
 
         def show(done: int, scalars: Mapping[str, float]) -> None:
-            bars.update(task, completed=done, losses=summary(scalars), rate=_pace(clock(done), unit))
+            bars.update(task, completed=done, read=readings(scalars), rate=_pace(clock(done), unit))
 
         yield show
 
 
-def _plain(steps: int, start: int, what: str, unit: str) -> Meter:
+class _State(NamedTuple):
+    """How far something is."""
+
+    done: int
+    steps: int
+    rate: float | None
+    scalars: Mapping[str, float]
+
+    @property
+    def seconds_left(self) -> float | None:
+        return (self.steps - self.done) / self.rate if self.rate else None
+
+
+def _timed(steps: int, start: int, tell: Callable[[_State], None]) -> Meter:
+    """Tells now and then, and at the end."""
     clock, shown = _Rate(start), [time.monotonic()]
 
     def show(done: int, scalars: Mapping[str, float]) -> None:
-        now = time.monotonic()
-        if now - shown[0] < PLAIN_SECONDS and done < steps:
-            return
-        shown[0] = now
-        rate = clock(done)
-        left = (steps - done) / rate if rate else 0.0
-        line = f"{what}: {unit} {done}/{steps}  {_pace(rate, unit)}  {left:.0f} s left  {summary(scalars)}"
-        print(line, file=sys.stderr, flush=True)
+        rate, now = clock(done), time.monotonic()
+        if now - shown[0] >= PLAIN_SECONDS or done >= steps:
+            shown[0] = now
+            tell(_State(done, steps, rate, scalars))
 
     return show
+
+
+def _print_line(what: str, unit: str, at: _State) -> None:
+    left = "" if at.seconds_left is None else f"{at.seconds_left:.0f} s left"
+    parts = (f"{what}: {unit} {at.done}/{at.steps}", _pace(at.rate, unit), left, readings(at.scalars))
+    print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
+
+
+def _print_json(at: _State) -> None:
+    told: dict[str, object] = {"kind": "progress", "step": at.done, "steps": at.steps}
+    told |= {"steps_per_second": at.rate, "seconds_left": at.seconds_left}
+    told |= {name: value if math.isfinite(value) else None for name, value in at.scalars.items()}
+    print(json.dumps(told), flush=True)
+
+
+def watched(what: str, unit: str, quiet: bool = False) -> Watch:
+    """As :func:`training_meter`, for work of which the number of units is found on the way."""
+
+    @contextmanager
+    def watch(total: int) -> Generator[Callable[[int], None]]:
+        with training_meter(total, 0, bar_unless(quiet), what, unit) as meter:
+            yield lambda done: meter(done, {})
+
+    return watch
+
+
+def unwatched(total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Nobody looks."""
+    return nullcontext(lambda done: None)
 
 
 @contextmanager
 def target_meter(steps: int, quiet: bool = False) -> Generator[Callable[[int], None]]:
     """As :func:`training_meter`, for a target that is trained before it is decomposed."""
-    with training_meter(steps, 0, quiet, "training the target") as meter:
+    with training_meter(steps, 0, bar_unless(quiet), "training the target") as meter:
         yield lambda done: meter(done, {})
 
 
 @contextmanager
 def preparing_meter(size: int, quiet: bool = False) -> Generator[Callable[[int], None]]:
     """As :func:`training_meter`, for text of so many bytes that is made into tokens."""
-    with training_meter(-(-size // 1000), 0, quiet, "preparing data", "kB") as meter:
+    with training_meter(-(-size // 1000), 0, bar_unless(quiet), "preparing data", "kB") as meter:
         yield lambda done: meter(-(-done // 1000), {})
 
 
-def _pace(rate: float, unit: str) -> str:
-    """Units a second; slow ones with two digits."""
+def _pace(rate: float | None, unit: str) -> str:
+    """Units a second; slow ones with two digits, nothing while it is not known."""
+    if rate is None:
+        return ""
     return f"{rate:.0f} {_several(unit)}/s" if rate >= 10 else f"{rate:.2g} {_several(unit)}/s"
 
 
@@ -119,15 +182,15 @@ def _several(unit: str) -> str:
 
 
 class _Rate:
-    """Steps a second since the start, without the first call, which may wait for a compilation."""
+    """Steps a second since the first call, before which there may be a compilation; None at that call."""
 
     def __init__(self, start: int) -> None:
         self._steps, self._since = start, time.monotonic()
         self._first = True
 
-    def __call__(self, done: int) -> float:
+    def __call__(self, done: int) -> float | None:
         now = time.monotonic()
-        rate = (done - self._steps) / max(now - self._since, 1e-9)
         if self._first:
             self._first, self._steps, self._since = False, done, now
-        return rate
+            return None
+        return (done - self._steps) / max(now - self._since, 1e-9)

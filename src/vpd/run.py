@@ -7,21 +7,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Self
 
 import jax
 import jax.numpy as jnp
 
 from vpd.config import Changes, changed_fields, dump_run_file, read_run_file, values_of
-from vpd.config.run import Eval, RunConfig
-from vpd.config.targets import LMTarget, TokenData
+from vpd.config.run import RunConfig
+from vpd.config.targets import LMTarget
 from vpd.data.build import Sampler
 from vpd.data.feed import HostBatches, Reader
 from vpd.errors import NonFiniteError, RunError
-from vpd.evaluation.accumulate import Pass
-from vpd.evaluation.drawing import write_figures
 from vpd.evaluation.report import write_report
-from vpd.evaluation.suite import Evaluation, Suite
+from vpd.evaluation.suite import Evaluation
 from vpd.experiment import (
     AnyTarget,
     Experiment,
@@ -36,12 +33,13 @@ from vpd.experiment import (
     reopened_target,
     state_template,
 )
-from vpd.hosts import first_does, first_says, gathered, in_any, is_first, lost_peers, several
+from vpd.hosts import first_does, first_says, in_any, is_first, lost_peers
 from vpd.machine import common_facts, return_freed_memory, spared_seconds, use_compile_cache
 from vpd.nonfinite import Compiled, leave_dump
 from vpd.objective.total import persistent_terms
-from vpd.progress import say, training_meter
-from vpd.records import EvalRecord, Sink, TrainRecord, open_records
+from vpd.progress import Show, say, training_meter
+from vpd.recorder import Recorder
+from vpd.records import open_records
 from vpd.run_directory import (
     RunDirectory,
     create_run_directory,
@@ -88,6 +86,7 @@ def run(
     data: Sampler | None = None,
     override: bool = False,
     patience: float | None = None,
+    as_json: bool = False,
 ) -> Outcome:
     """Train a decomposition, or go on with one that was interrupted; a finished one is left as it is.
 
@@ -101,6 +100,7 @@ def run(
         override: go on with a run that has begun with other values, where that is possible.
         patience: seconds after which a signal ends the process while there is nothing to save; None where the process
             is not the run's own.
+        as_json: progress as JSON objects on standard output, in place of a bar.
 
     Raises:
         RunError: a directory that can't be written or holds another run.
@@ -110,13 +110,14 @@ def run(
     if patience is not None:
         hush_late_writes()
     with StopSignals(patience) as signals, lost_peers():
-        return _run(config, name, quiet, notify, signals, target, data, override)
+        show: Show = "json" if as_json else "nothing" if quiet else "bar"
+        return _run(config, name, show, notify, signals, target, data, override)
 
 
 def _run(
     config: RunConfig,
     name: str | None,
-    quiet: bool,
+    show: Show,
     notify: Callable[[str], None],
     signals: StopSignals,
     traced: TracedTarget | None,
@@ -125,7 +126,7 @@ def _run(
 ) -> Outcome:
     use_compile_cache(config.runtime.compilation_cache_dir)
     if not is_first():
-        quiet, notify = True, _say_nothing
+        show, notify = "nothing", _say_nothing
     placement = placement_from(config.runtime, config.pd.batch_size, notify)
     path = run_path(config, name)
     config = config.model_copy(update={"run_id": path.name, "out_dir": str(path.parent)})
@@ -135,7 +136,7 @@ def _run(
         experiment = build(config, reopened_target(directory, config, traced), data=data)
     else:
         refuse_unwritable(path)
-        experiment = build(config, traced, quiet, data=data)
+        experiment = build(config, traced, quiet=show != "bar", data=data)
         facts = _facts(experiment, path.name, traced or experiment.target)
         stored = target_bytes(experiment.target) if isinstance(experiment.target, Toy) else None
         first_does(lambda: create_run_directory(path, dump_run_file(config), facts, stored))
@@ -156,7 +157,7 @@ def _run(
             Checkpoints(directory.checkpoints, config.cadence.keep_last_n_checkpoints) as checkpoints,
             nullcontext() if placement is None else jax.set_mesh(placement.mesh),
         ):
-            return _train(checkpoints, place(experiment, placement), directory, quiet, notify, signals, check_place)
+            return _train(checkpoints, place(experiment, placement), directory, show, notify, signals, check_place)
 
 
 def _say_nothing(_: str) -> None:
@@ -264,7 +265,7 @@ def _train(
     checkpoints: Checkpoints,
     experiment: Experiment,
     directory: RunDirectory,
-    quiet: bool,
+    show: Show,
     notify: Callable[[str], None],
     signals: StopSignals,
     check_place: Callable[[], None],
@@ -272,7 +273,7 @@ def _train(
     clock = _Clock(directory)
     with spared_seconds() as spared:
         program = lower_program(experiment).compile()
-    if spared and not quiet:
+    if spared and show == "bar":
         notify(f"the training program was compiled before, which spares {sum(spared):.1f} s")
     return_freed_memory()
     found = _last_good(checkpoints, experiment, directory)
@@ -281,7 +282,7 @@ def _train(
     if found is not None:
         notify(f"going on with {directory.path} from step {int(state.training.step)}")
     try:
-        return _steps(program, state, checkpoints, experiment, directory, quiet, signals, clock, check_place)
+        return _steps(program, state, checkpoints, experiment, directory, show, signals, clock, check_place)
     except NonFiniteError as error:
         failed = error.with_traceback(None)  # its frames hold the state
     _close(directory, "failed", clock.seconds())
@@ -302,7 +303,7 @@ def _steps(
     checkpoints: Checkpoints,
     experiment: Experiment,
     directory: RunDirectory,
-    quiet: bool,
+    show: Show,
     signals: StopSignals,
     clock: "_Clock",
     check_place: Callable[[], None],
@@ -314,19 +315,17 @@ def _steps(
     directory.update_facts(status="running", mesh=_mesh_facts(experiment))
     seed, batches = jnp.asarray(pd.seed, jnp.uint32), experiment.train_batch
     with (
-        training_meter(pd.steps, start, quiet) as meter,
+        training_meter(pd.steps, start, show) as meter,
         signals.deferred() as asked,
         Reader(batches, start) as reader,
-        _Recorder(
-            experiment, directory, _suite(experiment), open_records(config, directory, start), in_any(asked)
-        ) as recorder,
+        Recorder(experiment, directory, open_records(config, directory, start), in_any(asked)) as recorder,
     ):
         stopped = in_any(asked)
 
         def progress(step: int, logs: Mapping[str, float]) -> None:
             check_place()
             checkpoints.check()
-            meter(step, logs)
+            meter(step, recorder.watched(logs))
 
         def log(step: int, logs: Mapping[str, float]) -> None:
             check_place()
@@ -349,6 +348,7 @@ def _steps(
             if not finished:
                 save(state)
             checkpoints.wait()
+            recorder.settle(finished)
         except (RunError, OSError):
             with suppress(OSError, RunError):  # a disk that is full or gone refuses this too
                 directory.update_facts(status="failed")
@@ -398,95 +398,3 @@ def events_of(config: RunConfig) -> Events:
         save_every=cadence.save_every,
         eval_every=config.eval.every if config.eval else None,
     )
-
-
-def _suite(experiment: Experiment) -> Suite | None:
-    if experiment.eval_batch is None:
-        return None
-    return Suite(experiment.config, experiment.problem, experiment.target, experiment.eval_batch)
-
-
-class _AbandonedError(Exception):
-    """A signal came while the run was evaluated."""
-
-
-class _Recorder:
-    """Draws, and hands what the loop reports to the sinks, which are closed on leaving."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        directory: RunDirectory,
-        suite: Suite | None,
-        sink: Sink,
-        stopped: Callable[[], bool],
-    ) -> None:
-        self._experiment, self._directory, self._suite, self._sink = experiment, directory, suite, sink
-        self._stopped = stopped
-        self._began = time.monotonic()
-        self.last: Evaluation | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._sink.close(failed=kind is not None)
-
-    def _seconds(self) -> float:
-        return round(time.monotonic() - self._began, 3)
-
-    def log(self, step: int, logs: Mapping[str, float]) -> None:
-        problem = self._experiment.problem
-        rates = {
-            "lr/components": problem.components_optimizer.lr.on_host(step, problem.steps),
-            "lr/ci_fn": problem.ci_fn_optimizer.lr.on_host(step, problem.steps),
-        }
-        self._sink.train(TrainRecord(step, {**logs, **rates}, self._seconds()))
-
-    def evaluate(self, state: TrainState) -> bool:
-        """Record an evaluation; False where a signal came before it was whole, of which nothing is kept then."""
-        config = self._experiment.config.eval
-        if self._suite is None or config is None:
-            return True
-        step = int(state.training.step)
-        slow = self._is_slow(config, step)
-        try:
-            found = self._suite.evaluate(state.decomposition, state.training.adversaries, step, slow, self._go_on)
-            figures = self._draw(config, self._suite.what, found, state) if slow else None
-        except _AbandonedError:
-            return False
-        self.last = found
-        signs = found.vital_signs
-        record = EvalRecord(step, found.metrics, found.verdict, figures, self._seconds(), found.intervals, signs)
-        self._sink.evaluation(record)
-        return True
-
-    def _go_on(self) -> None:
-        if self._stopped():
-            raise _AbandonedError
-
-    def _draw(self, config: Eval, what: Pass, found: Evaluation, state: TrainState) -> Path | None:
-        samples = self._samples(state)
-        self._go_on()
-        target, decomposition = self._experiment.target, state.decomposition
-        if several():
-            target, decomposition = gathered((target, decomposition))
-        if not self._directory.writes:
-            return None
-        return write_figures(self._directory.path, config.metrics, what, found, target, decomposition, samples)
-
-    def _samples(self, state: TrainState) -> Mapping[str, object] | None:
-        """Text under each masking; token ids alone where the tokenizer is not at hand."""
-        if self._suite is None or self._suite.writer is None:
-            return None
-        data = self._experiment.config.data
-        assert isinstance(data, TokenData)
-        from vpd.data.text import tokenizer_for  # Arrow, which only text needs
-
-        tokenizer = tokenizer_for(data.tokenizer_name, tokenized=True)
-        return self._suite.writer.write(state.decomposition).as_record(tokenizer)
-
-    def _is_slow(self, config: Eval, step: int) -> bool:
-        if step == 0:
-            return config.slow_on_first_step
-        return step % config.slow_every == 0 or step == self._experiment.config.pd.steps

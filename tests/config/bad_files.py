@@ -220,6 +220,21 @@ _SILLY: list[tuple[str, Document, str]] = [
         ),
         "p_anneal_end_frac",
     ),
+    (
+        "swish_with_moving_p",
+        edited(
+            lambda d: (
+                d["pd"].update(sigmoid_type="swish_hard"),
+                d["pd"]["loss_metrics"][1].update(pnorm=2.0, p_anneal_start_frac=0.0, p_anneal_final_p=0.4),
+            )
+        ),
+        "pd.loss_metrics[1].p_anneal_final_p",
+    ),
+    (
+        "swish_with_broken_p",
+        edited(lambda d: (d["pd"].update(sigmoid_type="swish_hard"), d["pd"]["loss_metrics"][1].update(pnorm=0.9))),
+        "pd.loss_metrics[1].pnorm",
+    ),
     ("warmup_takes_all", changed("pd.ci_fn_optimizer.lr_schedule.warmup_pct", 1.0), "warmup_pct"),
     (
         "source_warmup_takes_all",

@@ -25,9 +25,9 @@ from tiny_run import (
 from vpd import run as a_run
 from vpd.config import read_document
 from vpd.config.document import write_document
-from vpd.evaluation import drawing
+from vpd.evaluation import plates
 from vpd.face import decompose
-from vpd.run import _Recorder
+from vpd.recorder import Recorder
 from vpd.run_directory import RunDirectory
 from vpd.training.checkpoint import Checkpoints
 
@@ -58,10 +58,10 @@ DEATHS = [
     ("in the middle", RunDirectory, "append_record", 8, False),
     ("before the first save", Checkpoints, "save", 1, True),
     ("after a save, before its evaluation", Checkpoints, "save", 4, False),
-    ("while evaluating", _Recorder, "evaluate", 3, True),
-    ("before the figures appear", drawing.os, "rename", 3, True),
+    ("while evaluating", Recorder, "evaluate", 3, True),
+    ("before the plates lie there", plates.os, "replace", 3, True),
     ("after the last save", Checkpoints, "save", 6, False),
-    ("after the last evaluation", _Recorder, "evaluate", 4, False),
+    ("after the last evaluation", Recorder, "evaluate", 4, False),
     ("before the report", a_run, "write_report", 1, True),
 ]
 

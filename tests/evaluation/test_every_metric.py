@@ -15,7 +15,8 @@ from vpd.config import read_run_file
 from vpd.config.losses import Loss
 from vpd.config.metrics import OwnMetric
 from vpd.data.induction import repeated_tokens
-from vpd.evaluation.drawing import write_figures
+from vpd.evaluation.drawing import beside, plates_of
+from vpd.evaluation.plates import draw_plates, leave_plates
 from vpd.evaluation.suite import Evaluation, Suite
 from vpd.randomness import stream
 from vpd.targets import init_induction, init_resid_mlp, init_tms
@@ -132,7 +133,10 @@ def evaluated(kind: str) -> tuple[Suite, Evaluation, Any]:
 def drawn(kind: str, folder: Path) -> frozenset[str]:
     suite, found, decomposition = evaluated(kind)
     assert suite._config.eval is not None
-    at = write_figures(folder, suite._config.eval.metrics, suite.what, found, suite._target, decomposition)
+    listed = suite._config.eval.metrics
+    plates = list(plates_of(listed, suite.what, found, suite._target, decomposition))
+    leave_plates(folder, 10, plates, beside(listed, found))
+    at = draw_plates(folder, 10)
     return frozenset(path.stem for path in at.glob("*.png") if path.stat().st_size > 1000)
 
 

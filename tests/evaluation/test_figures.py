@@ -11,7 +11,6 @@ from matplotlib.image import imread
 from vpd.evaluation import figures
 
 EDGES = np.linspace(0, 1, 11)
-STEPS = np.arange(0, 1000, 100)
 
 
 def decomposition(n_sites: int = 2, n_features: int = 5, C: int = 20, seed: int = 0):
@@ -33,7 +32,6 @@ def all_figures(n_sites: int, n_features: int = 5, C: int = 20) -> dict[str, Fig
     components, order, live, ci = decomposition(n_sites, n_features, C)
     rng = np.random.default_rng(1)
     spectra = {site: np.where(alive, rng.uniform(0.01, 0.1, C), 0.0) for site, alive in live.items()}
-    curves = {site: np.geomspace(20, 0.25, len(STEPS)) for site in live}
     directions = {site: (rng.normal(size=(5, 2)), rng.normal(size=(4, 2))) for site in live}
     return {
         "uv_plot": figures.uv_plot(components, order, live),
@@ -42,8 +40,6 @@ def all_figures(n_sites: int, n_features: int = 5, C: int = 20) -> dict[str, Fig
         "ci_histogram": figures.ci_histogram({s: rng.integers(0, 9, 10) for s in live}, EDGES),
         "activation_density": figures.activation_density(spectra, 0.1),
         "ci_mean_spectrum": figures.ci_mean_spectrum(spectra),
-        "loss_curves": figures.loss_curves(STEPS, {"total": np.geomspace(1, 1e-3, len(STEPS)), **curves}),
-        "l0_curve": figures.l0_curve(STEPS, curves),
     }
 
 
@@ -111,7 +107,7 @@ def test_a_vocabulary_shows_its_strongest_rows():
     assert "of 1000" in panels(figure)[0].get_ylabel()
 
 
-@pytest.mark.parametrize("name", ["uv_plot", "ci_histogram", "ci_mean_spectrum", "l0_curve"])
+@pytest.mark.parametrize("name", ["uv_plot", "ci_histogram", "ci_mean_spectrum"])
 def test_more_sites_than_fit_are_named(name: str):
     assert "first 12 of 15 sites" in all_figures(15)[name].get_suptitle()
 
@@ -142,21 +138,6 @@ def test_spectrum_draws_the_cut_on_both_scales():
     assert (log.get_yscale(), linear.get_yscale()) == ("log", "linear")
     assert "1 of 3 alive" in log.get_title()
     assert "cut at 1e-06" in legend_labels(figure)
-
-
-def test_loss_curves_leave_gaps_where_a_term_rests():
-    late = np.where(STEPS < 500, np.nan, 0.1)
-    never = np.full(len(STEPS), np.nan)
-    figure = figures.loss_curves(STEPS, {"total": np.ones(len(STEPS)), "late": late, "never": never})
-    assert legend_labels(figure) == ["total", "late"]
-    assert "never" in figure.get_suptitle()
-
-
-def test_nothing_to_draw_is_said():
-    with pytest.raises(ValueError, match="at least one value"):
-        figures.loss_curves(STEPS, {"total": np.zeros(len(STEPS))})
-    with pytest.raises(ValueError, match="at least one site"):
-        figures.ci_histogram({}, EDGES)
 
 
 @pytest.mark.parametrize("n_sites", [1, 5])

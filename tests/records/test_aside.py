@@ -48,7 +48,7 @@ def _train(step: int) -> TrainRecord:
     return TrainRecord(step, {"loss/total": 1.0}, 0.0)
 
 
-EVALUATION = EvalRecord(2, {"CI_L0/a": 1.0}, [], None, 0.0)
+EVALUATION = EvalRecord(2, {"CI_L0/a": 1.0}, [], 0.0)
 
 
 def _aside(open_sink: Callable[[], Sink], size: int = 100, seconds: float = 10.0) -> tuple[Aside, list[str]]:

@@ -16,7 +16,7 @@ def test_a_resumed_run_reads_as_one(tmp_path: Path) -> None:
         sink = TensorBoard(tmp_path, start)
         for step in range(start, stop):
             sink.train(TrainRecord(step, {"loss/total": value}, 0.0))
-        sink.evaluation(EvalRecord(stop, {"CI_L0/a": value}, [], None, 0.0))
+        sink.evaluation(EvalRecord(stop, {"CI_L0/a": value}, [], 0.0))
         sink.close(False)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     found = [(event.step, event.value) for event in events.Scalars("train/loss/total")]

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from vpd.analysis.live import LiveSet, live_set
 from vpd.analysis.run import Run, open_run
+from vpd.analysis.run_labels import refuse_repeated, short_labels
 from vpd.errors import RunError
 from vpd.evaluation.agreement import MEASURES, Agreement, Measure, Pieces, agreements
 from vpd.targets import frozen_weights
@@ -80,7 +81,7 @@ def compare_runs(paths: Sequence[Path]) -> Comparison:
     Raises:
         RunError: fewer than two runs, one given twice, different targets, or no site in common.
     """
-    _refuse_repeated(paths)
+    refuse_repeated(paths)
     runs = tuple(open_run(path) for path in paths)
     for other in runs[1:]:
         _refuse_another_target(runs[0], other)
@@ -91,33 +92,9 @@ def compare_runs(paths: Sequence[Path]) -> Comparison:
     return Comparison(runs, short_labels([run.path.resolve() for run in runs]), "; ".join(criteria), found, alone)
 
 
-def short_labels(paths: Sequence[Path]) -> tuple[str, ...]:
-    """The shortest ends of the paths that tell them apart, without the words that all begin with."""
-    depth = 1
-    while len({path.parts[-depth:] for path in paths}) < len(paths):
-        depth += 1
-    names = ["/".join(path.parts[-depth:]) for path in paths]
-    # Cut after the last separator that all share, so that what is left are whole words.
-    shared = 0
-    for i, letters in enumerate(zip(*names, strict=False)):
-        if len(set(letters)) > 1:
-            break
-        shared = i + 1 if letters[0] in "-_/" else shared
-    return tuple(name[shared:] for name in names)
-
-
 def target_hash(run: Run) -> str:
     """A hash of all weights of the frozen network."""
     return weights_fingerprint(run.experiment.target)
-
-
-def _refuse_repeated(paths: Sequence[Path]) -> None:
-    if len(paths) < 2:
-        raise RunError("a comparison needs at least two run directories; give for example runs/a runs/b")
-    places = [path.resolve() for path in paths]
-    for i, place in enumerate(places):
-        if place in places[:i]:
-            raise RunError(f"{paths[i]} is given twice; give each run once")
 
 
 def _refuse_another_target(run: Run, other: Run) -> None:

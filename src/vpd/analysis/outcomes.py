@@ -12,7 +12,7 @@ from vpd.config import metrics as named
 from vpd.config.losses import FreshAdversary, PersistentAdversary
 from vpd.config.run import RunConfig
 from vpd.evaluation.agreement import pareto_front
-from vpd.evaluation.report import read_records
+from vpd.evaluation.run_records import read_records
 from vpd.evaluation.scalars import budget_key
 
 Values = Mapping[str, float]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar  # Any: what generation takes beside
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,8 @@ from vpd.training.step import Problem, lower_importances
 if TYPE_CHECKING:
     from vpd.analysis.editing.edited import Edited
     from vpd.analysis.editing.edits import Edit
+    from vpd.analysis.generation import Continuation, Masking
+    from vpd.analysis.table import ComponentTable
     from vpd.data.tokenizer import TextTokenizer
 
 Tree = TypeVar("Tree")
@@ -112,6 +114,22 @@ class Run:
         refuse_other_sites([site], self.axis.sizes)
         return self.decomposition.components[site]
 
+    def table(self, threshold: float = 0.1) -> "ComponentTable":
+        """All subcomponents with density, mean CI and norm; from a harvest of this checkpoint if there is one.
+
+        Args:
+            threshold: a subcomponent fires above it, where a short pass is made in place of a harvest.
+        """
+        from vpd.analysis.table import component_table  # it reads what is harvested from a run
+
+        return component_table(self, threshold)
+
+    def generate(self, prompt: str | Sequence[int], masking: "Masking" = "target", **how: Any) -> "Continuation":
+        """Continue a prompt under a masking; see :func:`vpd.analysis.generation.generate` for the arguments."""
+        from vpd.analysis.generation import generate  # as above
+
+        return generate(self, prompt, masking, **how)
+
     def output(self, batch: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
         """The clean output of the target."""
         return self._clean(self.experiment.target, batch)
@@ -121,6 +139,10 @@ class Run:
         found = self._importances(self.experiment.target, self.decomposition, batch)
         single = unstacked(found, self.experiment.problem.sites)
         return {site: jnp.asarray(x) for site, x in single.items()}
+
+    def stacked_importances(self, batch: Shaped[Array, "..."]) -> dict[str, Float[Array, "..."]]:
+        """As :meth:`causal_importances`, of a stack of matrices together: ``{stack: [depth, *leading, C]}``."""
+        return self._importances(self.experiment.target, self.decomposition, batch)
 
     def component_activations(self, batch: Shaped[Array, "..."]) -> dict[str, Float[Array, "..."]]:
         """How much of each subcomponent is in the clean input of its site, ``‖U_c‖ · x·V_c``: {site: [*leading, C]}."""

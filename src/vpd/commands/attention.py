@@ -26,7 +26,7 @@ from vpd.analysis.attention.study import (
     span_rows,
     study_attention,
 )
-from vpd.analysis.prompts import as_batch, encoded, longest_prompt, parsed_tokens, words_of
+from vpd.analysis.prompts import context_length, read_prompt
 from vpd.analysis.run import Run, open_run
 from vpd.commands.tables import results_console
 from vpd.errors import RunError
@@ -60,21 +60,18 @@ def attention_command(
     quiet: bool,
 ) -> None:
     """Write ``runs/<id>/attention/<name>/`` and print its tables, or one JSON object."""
-    if prompt is not None and tokens is not None:
-        raise RunError("--prompt and --tokens say the same thing; give one of them")
     if masking not in ("ci", "target"):
         raise RunError(f"--masking {masking!r} is neither ci nor target; write one of them")
     kind: Masking = "ci" if masking == "ci" else "target"
     place = artefact_path(path, KIND, name, force)
     run = open_run(path)
     layers = chosen_layers(run, layer)
-    ids = encoded(run, prompt) if prompt is not None else parsed_tokens(tokens) if tokens is not None else None
-    batch = None if ids is None else as_batch(run, ids)
-    longest = min(longest_prompt(run), LONGEST)
-    study = study_attention(run, layers, batches, longest, batch, kind, quiet)
+    given = None if prompt is None and tokens is None else read_prompt(run, prompt, tokens)
+    longest = min(context_length(run) or LONGEST, LONGEST)
+    study = study_attention(run, layers, batches, longest, None if given is None else given.batch, kind, quiet)
     tables = tables_of(study, top)
+    ids, words = (None, None) if given is None else (given.given["tokens"], given.words)
     facts = {"layers": [own.path for own in layers], "positions": study.typical.positions, "tokens": ids}
-    words = None if ids is None else words_of(run, ids)
     with new_artefact(place, SCHEMA, run.origin, facts | {"words": words, "masking": kind}) as folder:
         _write(folder, run, study, tables, words or [])
     if as_json:

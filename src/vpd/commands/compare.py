@@ -1,6 +1,5 @@
 """``vpd compare``: runs of one target side by side, as tables, figures, one JSON file and one page."""
 
-import hashlib
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from vpd.analysis.comparison import Comparison, agreement_summary, compare_runs, pair_summary, target_hash
 from vpd.analysis.outcomes import Outcome, TradeOff, last_outcome, trade_off
+from vpd.analysis.run_labels import place_beside
 from vpd.commands.tables import number, results_console
 from vpd.errors import RunError
 from vpd.evaluation import comparison_figures as drawn
@@ -85,8 +85,7 @@ def default_folder(paths: Sequence[Path]) -> Path:
     """Beside the first run, named after which runs are compared: the same ones write the same folder."""
     if not paths:
         raise RunError("a comparison needs at least two run directories; give for example runs/a runs/b")
-    places = sorted(str(path.resolve()) for path in paths)
-    return paths[0].parent / f"compare-{hashlib.sha256(json.dumps(places).encode()).hexdigest()[:8]}"
+    return place_beside(paths, "compare")
 
 
 def as_values(found: Found) -> dict[str, object]:

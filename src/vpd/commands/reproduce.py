@@ -150,7 +150,7 @@ def _label(name: str, objective: str, published: bool, untied: bool) -> str:
 
 def _result(config: RunConfig, ended: Ended) -> SeedResult:
     """What the last evaluation of a finished seed found."""
-    from vpd.evaluation.report import read_records
+    from vpd.evaluation.run_records import read_records
 
     last = read_records(ended.path).eval[-1]
     metrics, verdict = last["metrics"], last["verdict"]

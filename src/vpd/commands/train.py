@@ -1,5 +1,6 @@
 """``vpd train``: run files in, run directories out."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from vpd.commands.tables import print_diagnoses, print_verdict
 from vpd.config import RunConfig, RunFile, read_run_file
 from vpd.errors import ConfigError
 from vpd.evaluation.course import diagnose_run
-from vpd.evaluation.report import read_records
+from vpd.evaluation.diagnosis import Diagnosis
+from vpd.evaluation.run_records import read_records
 from vpd.face import read_with
 from vpd.hosts import is_first, several
 from vpd.progress import say
 from vpd.run import Outcome, refuse_another_run, run, run_id_of, run_path
-from vpd.run_directory import RunDirectory, refuse_unwritable
+from vpd.run_directory import RunDirectory, finite, refuse_unwritable
 from vpd.signals import PATIENCE, STOPPED
 
 
@@ -29,6 +31,7 @@ def train_command(
     jobs: int,
     override: bool,
     quiet: bool,
+    as_json: bool = False,
 ) -> int:
     """Train each file, or ``seeds`` seeds of each; all are read before the first starts.
 
@@ -40,7 +43,7 @@ def train_command(
     Raises:
         FamilyError: some of several runs failed; the others are finished.
     """
-    plans = [_plan(source, out_dir, run_id, steps, seed) for source in sources]
+    plans = [read_source(source, out_dir, run_id, steps, seed) for source in sources]
     if seeds is not None:
         plans = [one for read in plans for one in _seeds_of(read, seeds)]
     paths = [run_path(read.config, read.name) for read in plans]
@@ -53,11 +56,13 @@ def train_command(
         raise ConfigError("--coordinator, --distributed: several runs were given; several processes train one run")
     if len(plans) > 1 and override:
         raise ConfigError("--override-config: several runs were given; go on with one at a time")
+    if len(plans) > 1 and as_json:
+        raise ConfigError("--json: several runs were given; write the progress of one at a time")
     if len(plans) > 1:
         return _train_several(plans, paths, jobs, quiet)
-    outcome = run(plans[0].config, plans[0].name, quiet, say, override=override, patience=PATIENCE)
+    outcome = run(plans[0].config, plans[0].name, quiet, say, override=override, patience=PATIENCE, as_json=as_json)
     if is_first():
-        _print_result(outcome)
+        (_print_json if as_json else _print_result)(outcome)
     return 0 if outcome.finished else STOPPED
 
 
@@ -70,7 +75,7 @@ def _seeds_of(read: RunFile, seeds: int) -> list[RunFile]:
 
 
 def _train_several(plans: list[RunFile], paths: list[Path], jobs: int, quiet: bool) -> int:
-    finished = [_is_finished(path, read.config) for path, read in zip(paths, plans, strict=True)]
+    finished = [is_finished(path, read.config) for path, read in zip(paths, plans, strict=True)]
     for path, done in zip(paths, finished, strict=True):
         if done:
             say(f"{path} is finished already, skipped")
@@ -85,7 +90,7 @@ def _train_several(plans: list[RunFile], paths: list[Path], jobs: int, quiet: bo
     return 0
 
 
-def _is_finished(path: Path, config: RunConfig) -> bool:
+def is_finished(path: Path, config: RunConfig) -> bool:
     """Whether there is nothing left to train; a run directory that can't be made or gone on with is refused."""
     if not path.exists():
         refuse_unwritable(path)
@@ -95,7 +100,7 @@ def _is_finished(path: Path, config: RunConfig) -> bool:
     return directory.read_facts().get("status") == "finished"
 
 
-def _plan(source: Path, out_dir: Path | None, run_id: str | None, steps: int | None, seed: int | None) -> RunFile:
+def read_source(source: Path, out_dir: Path | None, run_id: str | None, steps: int | None, seed: int | None) -> RunFile:
     """A run file as given; a run directory means its pinned one, and goes on where it lies."""
     if source.is_dir():
         directory = RunDirectory(source)
@@ -105,6 +110,28 @@ def _plan(source: Path, out_dir: Path | None, run_id: str | None, steps: int | N
     return read_with(source, steps=steps, seed=seed, out_dir=out_dir, run_id=run_id)
 
 
+def _print_json(outcome: Outcome) -> None:
+    """One object: where the run is, whether all its steps were made, and what its last evaluation found."""
+    directory, found = outcome.directory, outcome.evaluation
+    result: dict[str, object] = {
+        "kind": "result",
+        "run": str(directory.path),
+        "finished": outcome.finished,
+        "step": found.step if found else None,
+        "metrics": found.metrics if found else None,
+        "verdict": {"solved": found.solved, "rows": found.verdict} if found else None,
+        "diagnoses": [one.as_record() for one in _diagnoses(outcome)],
+    }
+    typer.echo(json.dumps(finite(result)))
+
+
+def _diagnoses(outcome: Outcome) -> list[Diagnosis]:
+    directory = outcome.directory
+    if not (outcome.finished and directory.metrics.exists()):
+        return []
+    return diagnose_run(read_run_file(directory.config).config, read_records(directory.path).eval) or []
+
+
 def _print_result(outcome: Outcome) -> None:
     path = outcome.directory.path
     if not outcome.finished:
@@ -112,9 +139,7 @@ def _print_result(outcome: Outcome) -> None:
     elif outcome.evaluation is not None and outcome.evaluation.verdict:
         evaluation = outcome.evaluation
         print_verdict(evaluation.verdict, f"{path.name}: {evaluation.headline} after {evaluation.step} steps")
-    if outcome.finished and outcome.directory.metrics.exists():
-        config = read_run_file(outcome.directory.config).config
-        print_diagnoses(diagnose_run(config, read_records(path).eval) or [])
+    print_diagnoses(_diagnoses(outcome))
     report = path / "report.html"
     if report.exists():
         typer.echo(f"report: {report}")

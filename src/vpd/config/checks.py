@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from vpd.config.block import choose, plain, refusal, show
 from vpd.config.importance import ChunkwiseTransformerCI, GlobalTransformerCI
-from vpd.config.losses import FreshAdversary, Loss, PersistentAdversary, ReconTerm
+from vpd.config.losses import (
+    FreshAdversary,
+    ImportanceMinimalityLoss,
+    Loss,
+    PersistentAdversary,
+    ReconTerm,
+)
 from vpd.config.metrics import (
     CI_L0,
     AnyMetric,
@@ -55,6 +61,7 @@ def check_run(config: RunConfig) -> None:
     for key, term in _terms(config):
         _check_scope(config, key, term)
         _check_starts(config, key, term)
+        _check_power(config, key, term)
     _check_patterns(config)
     _check_sequence_fits(config)
     _check_mesh(config)
@@ -245,6 +252,21 @@ def _check_starts(config: RunConfig, key: str, term: Loss) -> None:
         )
 
 
+def _check_power(config: RunConfig, key: str, term: Loss | AnyMetric) -> None:
+    """Importances of swish_hard dip below 0, where only a whole power is a number."""
+    if config.pd.sigmoid_type != "swish_hard" or not isinstance(term, ImportanceMinimalityLoss):
+        return
+    anneals = term.p_anneal_final_p is not None and term.p_anneal_start_frac < 1
+    if anneals or term.pnorm != int(term.pnorm):
+        field = "p_anneal_final_p" if anneals else "pnorm"
+        raise refusal(
+            f"{key}.{field}",
+            f"{getattr(term, field):g} takes powers that are not whole of importances, and those of pd.sigmoid_type "
+            "swish_hard may be below 0",
+            "write sigmoid_type: leaky_hard" + (", or a constant p of 1 or 2" if anneals else ", or a p of 1 or 2"),
+        )
+
+
 def _check_patterns(config: RunConfig) -> None:
     _refuse_repeated([item.module_pattern for item in config.pd.decomposition_targets], "pd.decomposition_targets")
     identities = config.pd.identity_decomposition_targets or ()
@@ -328,6 +350,7 @@ def _sequence_lengths(config: RunConfig) -> Iterator[tuple[str, int]]:
 
 def _check_metric(config: RunConfig, key: str, metric: AnyMetric) -> None:
     _check_scope_of_metric(config, key, metric)
+    _check_power(config, key, metric)
     toy = config.target_kind in ("tms", "resid_mlp")
     if config.target_kind not in ("lm", "induction") and isinstance(metric, CEandKLLosses | AttnPatterns):
         raise refusal(

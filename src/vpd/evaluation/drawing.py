@@ -1,136 +1,91 @@
-"""Draws the figures of an evaluation into ``figures/<step>/``, whole or not at all."""
+"""What the figures of an evaluation are drawn from: the sums of the pass, as plates."""
 
-import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
-from matplotlib.figure import Figure
 
 from vpd.config import metrics as named
 from vpd.config.metrics import AnyMetric
 from vpd.config.sites import matches
-from vpd.evaluation import figures, induction_figures, language_figures
 from vpd.evaluation.accumulate import HISTOGRAM_BINS, Pass, Sums
 from vpd.evaluation.ground_truth import live_subcomponents
 from vpd.evaluation.health import ALIVE_MEAN_CI
 from vpd.evaluation.identity import densest_columns, match_columns
 from vpd.evaluation.induction import CONTRAST
-from vpd.evaluation.induction_figures import induction_plot
+from vpd.evaluation.plates import MAX_SITES, Plate
+from vpd.evaluation.spectrum import SPECTRUM, spectrum_record
 from vpd.evaluation.suite import Evaluation
 from vpd.targets import TMS, LanguageModel, Target
 from vpd.training.state import Decomposition
 
-CAPTIONS = figures.CAPTIONS | induction_figures.CAPTIONS | language_figures.CAPTIONS
 
-
-def write_figures(
-    run_dir: Path,
-    metrics: Sequence[AnyMetric],
-    what: Pass,
-    found: Evaluation,
-    target: Target,
-    decomposition: Decomposition,
-    samples: Mapping[str, object] | None = None,
-) -> Path:
-    """Draw what the run file names, and for a plane of features their directions; returns the folder.
+def plates_of(
+    metrics: Sequence[AnyMetric], what: Pass, found: Evaluation, target: Target, decomposition: Decomposition
+) -> Iterator[Plate]:
+    """What the run file names, and for a plane of features their directions.
 
     Args:
-        run_dir: the run directory.
         metrics: of the run file.
         what: what the pass accumulated.
         found: its result.
         target: the frozen network.
         decomposition: the parameters that were evaluated.
-        samples: text under each masking, for language models.
     """
-    final = run_dir / "figures" / str(found.step)
-    draft = final.with_name(f".{final.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    captions: dict[str, dict[str, str]] = {}
-    for name, figure in _figures(metrics, what, found, target, decomposition):
-        (draft / f"{name}.png").write_bytes(figures.png(figure))
-        captions[name] = CAPTIONS[name]
-    _write_json(draft / "captions.json", captions)
-    if samples is not None:
-        _write_json(draft / "samples.json", samples)
-    shutil.rmtree(final, ignore_errors=True)
-    os.rename(draft, final)
-    return final
-
-
-def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _figures(
-    metrics: Sequence[AnyMetric], what: Pass, found: Evaluation, target: Target, decomposition: Decomposition
-) -> Iterator[tuple[str, Figure]]:
     sums, N = found.sums, float(found.sums.positions)
     live = {site: live_subcomponents(ci) for site, ci in found.single_features.items()}
-    live = live or {site: np.asarray(ci) / N > ALIVE_MEAN_CI for site, ci in sums.ci.items()}
+    live = live or {site: mean > ALIVE_MEAN_CI for site, mean in _mean_ci(sums).items()}
     if isinstance(target, TMS) and target.linear1.shape[1] == 2:
-        yield "direction_plot", figures.direction_plot(_directions(found, target, decomposition))
+        yield Plate("direction_plot", "figures.direction_plot", (_directions(found, target, decomposition),))
     if found.induction is not None:
-        yield "induction_plot", induction_plot(found.induction.l0, found.induction.contrast, CONTRAST)
+        given = (found.induction.l0, found.induction.contrast, CONTRAST)
+        yield Plate("induction_plot", "induction_figures.induction_plot", given)
     for metric in metrics:
         match metric:
             case named.PermutedCIPlots():
                 order = _orders(metric, found)
-                yield "permuted_ci_plot", figures.permuted_ci_plot({s: found.single_features[s] for s in order}, order)
+                given = ({s: found.single_features[s] for s in order}, order)
+                yield Plate("permuted_ci_plot", "figures.permuted_ci_plot", given)
             case named.UVPlots():
                 order = _orders(metric, found) or _by_mean(metric, sums)
-                pieces = {s: decomposition.components[s] for s in order}
+                # No more than is shown: of a large network these are large.
+                pieces = {s: decomposition.components[s] for s in list(order)[:MAX_SITES]}
                 arrays = {s: (np.asarray(p.V), np.asarray(p.U)) for s, p in pieces.items()}
-                yield "uv_plot", figures.uv_plot(arrays, order, {s: live[s] for s in order})
+                given = (arrays, order, {s: live[s] for s in arrays}, list(order))
+                yield Plate("uv_plot", "figures.uv_plot", given)
             case named.CIHistograms():
                 counts = {s: np.asarray(x) for s, x in sums.histogram.items()}
-                yield "ci_histogram", _histogram(counts)
+                edges = np.linspace(0.0, 1.0, HISTOGRAM_BINS + 1)
+                yield Plate("ci_histogram", "language_figures.ci_histogram", (counts, edges))
             case named.ComponentActivationDensity(ci_alive_threshold=threshold):
                 i = what.thresholds.index(threshold)
                 density = {s: np.asarray(active)[i] / N for s, active in sums.active.items()}
-                yield "activation_density", _density(density, threshold)
+                yield Plate("activation_density", "language_figures.activation_density", (density, threshold))
             case named.CIMeanPerComponent():
-                yield "ci_mean_spectrum", _spectrum({s: np.asarray(x) / N for s, x in sums.ci.items()})
+                given = (_mean_ci(sums), ALIVE_MEAN_CI)
+                yield Plate("ci_mean_spectrum", "language_figures.ci_mean_spectrum", given)
             case named.CI_L0(ci_alive_threshold=threshold) if isinstance(target, LanguageModel):
-                yield "layer_map", _layer_map(sums, what.thresholds.index(threshold))
+                given = _layer_map(sums, what.thresholds.index(threshold))
+                yield Plate("layer_map", "language_figures.layer_map", given)
             case _:
                 pass
 
 
-def _crowded(by_site: Mapping[str, object]) -> bool:
-    """Whether the matrices are too many for a panel each."""
-    return len(by_site) > figures.MAX_SITES
+def beside(metrics: Sequence[AnyMetric], found: Evaluation) -> dict[str, dict[str, object]]:
+    """What the report draws itself, as JSON files beside the figures, by their names."""
+    if not any(isinstance(metric, named.CIMeanPerComponent) for metric in metrics):
+        return {}
+    return {SPECTRUM: spectrum_record(_mean_ci(found.sums), ALIVE_MEAN_CI)}
 
 
-def _histogram(counts: dict[str, np.ndarray]) -> Figure:
-    edges = np.linspace(0.0, 1.0, HISTOGRAM_BINS + 1)
-    return (language_figures.histograms_by_kind if _crowded(counts) else figures.ci_histogram)(counts, edges)
+def _mean_ci(sums: Sums) -> dict[str, np.ndarray]:
+    return {site: np.asarray(ci) / float(sums.positions) for site, ci in sums.ci.items()}
 
 
-def _density(density: dict[str, np.ndarray], threshold: float) -> Figure:
-    if not _crowded(density):
-        return figures.activation_density(density, threshold)
-    title = f"{CAPTIONS['activation_density']['title']} (lower CI above {threshold:g})"
-    return language_figures.spectra_by_kind(density, None, title, "fraction of positions", "fire")
-
-
-def _spectrum(mean_ci: dict[str, np.ndarray]) -> Figure:
-    if not _crowded(mean_ci):
-        return figures.ci_mean_spectrum(mean_ci, ALIVE_MEAN_CI)
-    title = CAPTIONS["ci_mean_spectrum"]["title"]
-    return language_figures.spectra_by_kind(mean_ci, ALIVE_MEAN_CI, title, "mean lower CI", "alive")
-
-
-def _layer_map(sums: Sums, threshold: int) -> Figure:
+def _layer_map(sums: Sums, threshold: int) -> tuple[dict[str, float], dict[str, float]]:
     N = float(sums.positions)
     l0 = {s: float(np.sum(active[threshold])) / N / active.shape[-1] for s, active in sums.active.items()}
-    alive = {s: float(np.mean(np.asarray(ci) / N > ALIVE_MEAN_CI)) for s, ci in sums.ci.items()}
-    return language_figures.layer_map(l0, alive)
+    return l0, {s: float(np.mean(np.asarray(ci) / N > ALIVE_MEAN_CI)) for s, ci in sums.ci.items()}
 
 
 def _orders(metric: named.PermutedPlots, found: Evaluation) -> dict[str, Int[np.ndarray, " C"]]:

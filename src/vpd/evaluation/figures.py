@@ -5,7 +5,6 @@ heat maps and the Okabe-Ito colours of the lines stay apart for colour-blind rea
 """
 
 import io
-import itertools
 import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -20,7 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import offset_copy
 
-MAX_SITES, MAX_COLUMNS, MAX_ROWS = 12, 64, 256  # what one figure, and one heat map, can show legibly
+from vpd.evaluation.plates import MAX_SITES
+
+MAX_COLUMNS, MAX_ROWS = 64, 256  # what one heat map can show legibly
 PIXELS_PER_INCH = 200  # two pixels per point of a 900-wide report column: sharp on dense screens
 
 BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -84,14 +85,6 @@ CAPTIONS: dict[str, dict[str, str]] = {
         "Mean causal importance per subcomponent",
         "a cliff between alive and dead subcomponents, with as many alive as there are mechanisms.",
     ),
-    "loss_curves": caption(
-        "Training loss by term",
-        "faithfulness and reconstruction end low, and importance minimality has settled.",
-    ),
-    "l0_curve": caption(
-        "Subcomponents in use per position (L0)",
-        "falls from C to about the mean number of active mechanisms, and stays there.",
-    ),
 }
 
 
@@ -104,7 +97,10 @@ def png(figure: Figure) -> bytes:
 
 @STYLE
 def uv_plot(
-    components: Mapping[str, tuple[Matrix, Matrix]], order: Order | None = None, live: Live | None = None
+    components: Mapping[str, Sequence[Matrix]],
+    order: Order | None = None,
+    live: Live | None = None,
+    every: Collection[str] = (),
 ) -> Figure:
     """Heat maps of V and U, one row of panels a site, subcomponents as columns of both.
 
@@ -112,6 +108,7 @@ def uv_plot(
         components: V [d_in, C] and U [C, d_out] per site.
         order: a permutation of the subcomponents per site; live ones first where none is given.
         live: which subcomponents are live, by their own index; without it none is marked.
+        every: all matrices that there are, where these are but the first.
     """
     sites = shown_sites(components)
     columns = {s: _columns(components[s][0].shape[1], s, order, live) for s in sites}
@@ -134,11 +131,11 @@ def uv_plot(
     _colour_bar(figure, images[0], list(axes.flat), "weight (V and U, same scale)")
     if live:
         _legend(figure, _dot("v", GREEN, "live subcomponent"))
-    return titled(figure, CAPTIONS["uv_plot"]["title"], sites, components)
+    return titled(figure, CAPTIONS["uv_plot"]["title"], sites, every or components)
 
 
 @STYLE
-def direction_plot(panels: Mapping[str, tuple[Points, Points]]) -> Figure:
+def direction_plot(panels: Mapping[str, Sequence[Points]]) -> Figure:
     """Target feature directions in a two-dimensional hidden plane, the live subcomponents' laid over them.
 
     Args:
@@ -239,48 +236,6 @@ def ci_mean_spectrum(mean_ci: Spectra, alive_threshold: float = 1e-6) -> Figure:
     cut = Line2D([], [], color="black", linestyle="--", linewidth=1, label=f"cut at {alive_threshold:g}")
     _legend(figure, _dot("o", BLUE, "alive"), _dot("o", GREY, "dead (zeros at the bottom)", False), cut)
     return titled(figure, CAPTIONS["ci_mean_spectrum"]["title"], sites, mean_ci)
-
-
-@STYLE
-def loss_curves(steps: Steps, series: Series, total: str = "total") -> Figure:
-    """Loss terms over training on a log scale; NaN where a term was not active.
-
-    Raises:
-        ValueError: when no value can be drawn on a log scale.
-    """
-    drawn = _finite({name: np.where(values > 0, values, np.nan) for name, values in series.items()})
-    figure, ax = curves(steps, drawn, thick=total)
-    ax.set(yscale="log", ylabel="loss (log)")
-    absent = ", ".join(name for name in series if name not in drawn)
-    return titled(figure, CAPTIONS["loss_curves"]["title"], note=f" (nothing to draw for {absent})" if absent else "")
-
-
-@STYLE
-def l0_curve(steps: Steps, series: Series) -> Figure:
-    """Mean number of subcomponents in use per position, per site, over training.
-
-    Raises:
-        ValueError: when no value is finite.
-    """
-    given = _finite(series)
-    sites = shown_sites(given)
-    figure, ax = curves(steps, {s: given[s] for s in sites})
-    every = np.concatenate([given[s] for s in sites])
-    low, high = float(np.nanmin(every)), float(np.nanmax(every))
-    log = low > 0 and high > 20 * low
-    ax.set_ylabel("subcomponents per position" + (" (log)" if log else ""))
-    ax.set_yscale("log" if log else "linear")
-    ax.set_ylim(0.7 * low if log else 0, 1.2 * max(high, 1e-9))
-    return titled(figure, CAPTIONS["l0_curve"]["title"], sites, given)
-
-
-def _finite(series: Series) -> dict[str, Float[np.ndarray, " _n"]]:
-    """The series that have a point to draw, infinities as gaps."""
-    gaps = {name: np.where(np.isfinite(values), values, np.nan) for name, values in series.items()}
-    drawn = {name: values for name, values in gaps.items() if not np.isnan(values).all()}
-    if not drawn:
-        raise ValueError(f"a curve needs at least one value to draw, and {list(series)} have none")
-    return drawn
 
 
 def shown_sites(sites: Mapping[str, object]) -> list[str]:
@@ -384,20 +339,3 @@ def _floored(ax: Axes, values: np.ndarray, alive: np.ndarray, floor: float) -> N
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set_xlabel("subcomponent, by rank")
     ax.grid(axis="y")
-
-
-def curves(steps: Steps, series: Series, thick: str | None = None) -> tuple[Figure, Axes]:
-    """One line a series over the training step, the legend below so that it covers nothing."""
-    columns = min(2 if max(map(len, series)) > 16 else 4, len(series))
-    figure = Figure(figsize=(9, 4.0 + 0.22 * math.ceil(len(series) / columns)))
-    ax = figure.subplots()
-    looks = itertools.cycle(_LOOKS)
-    for name, values in series.items():
-        style, colour, width = ("-", "black", 2.4) if name == thick else (*next(looks), 1.5)
-        dots = "o" if np.isfinite(values).sum() <= 30 else None  # a lone point draws no line
-        ax.plot(steps, values, style, color=colour, linewidth=width, marker=dots, markersize=4, label=name)
-    ax.set_xlabel("training step (updates)")
-    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    ax.grid()
-    figure.legend(loc="outside lower center", ncols=columns)
-    return figure, ax

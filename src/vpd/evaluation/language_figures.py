@@ -11,20 +11,19 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from vpd.evaluation import figures
 from vpd.evaluation.figures import (
     CAPTIONS as FIGURE_CAPTIONS,
 )
 from vpd.evaluation.figures import (
     STYLE,
     Edges,
-    Series,
     Spectra,
-    Steps,
     caption,
-    curves,
     grid_of_panels,
     titled,
 )
+from vpd.evaluation.plates import MAX_SITES
 from vpd.evaluation.site_places import by_kind, place_of
 
 MAX_KINDS = 16
@@ -35,12 +34,29 @@ CAPTIONS: dict[str, dict[str, str]] = {
         "Subcomponents in use, layer by layer",
         "a small part of every matrix per position; a matrix in which nothing is alive has been lost.",
     ),
-    "ce_curve": caption(
-        "Cross-entropy under each masking",
-        "all but the random, shuffled and zero masks come down to the line of the target.",
-    ),
 }
 Counts = Mapping[str, Num[np.ndarray, " _bins"]]
+
+
+def ci_histogram(counts: Counts, edges: Edges) -> Figure:
+    """Histograms of lower CI: a panel a matrix, or a kind of matrices where they are too many."""
+    return (histograms_by_kind if len(counts) > MAX_SITES else figures.ci_histogram)(counts, edges)
+
+
+def activation_density(density: Spectra, threshold: float) -> Figure:
+    """How often subcomponents fire: a panel a matrix, or a kind of matrices where they are too many."""
+    if len(density) <= MAX_SITES:
+        return figures.activation_density(density, threshold)
+    title = f"{FIGURE_CAPTIONS['activation_density']['title']} (lower CI above {threshold:g})"
+    return spectra_by_kind(density, None, title, "fraction of positions", "fire")
+
+
+def ci_mean_spectrum(mean_ci: Spectra, cut: float) -> Figure:
+    """Sorted mean importances: a panel a matrix, or a kind of matrices where they are too many."""
+    if len(mean_ci) <= MAX_SITES:
+        return figures.ci_mean_spectrum(mean_ci, cut)
+    title = FIGURE_CAPTIONS["ci_mean_spectrum"]["title"]
+    return spectra_by_kind(mean_ci, cut, title, "mean lower CI", "alive")
 
 
 @STYLE
@@ -129,27 +145,6 @@ def layer_map(l0: Mapping[str, float], alive: Mapping[str, float]) -> Figure:
                     ax.text(column, row, f"{share:.2f}", ha="center", va="center", color=ink, fontsize=7.5)
         figure.colorbar(image, ax=ax, shrink=0.8)
     return titled(figure, CAPTIONS["layer_map"]["title"])
-
-
-@STYLE
-def ce_curve(steps: Steps, series: Series, target: str) -> Figure:
-    """Cross-entropy by masking over training, the target's own as a thick line.
-
-    Args:
-        steps: of the evaluations.
-        series: cross-entropy by masking, the target's among them.
-        target: its name there.
-    """
-    figure, ax = curves(steps, series, thick=target)
-    every = np.concatenate([values[np.isfinite(values)] for values in series.values()])
-    if every.min() > 0 and every.max() > 2 * every.min():
-        ax.set_yscale("log")
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter("{x:g}")
-        ax.set_ylabel("cross-entropy in nats (log)")
-    else:
-        ax.set_ylabel("cross-entropy in nats")
-    return titled(figure, CAPTIONS["ce_curve"]["title"])
 
 
 def _shown(sites: Mapping[str, object]) -> dict[str, list[str]]:

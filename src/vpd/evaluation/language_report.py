@@ -23,6 +23,7 @@ from vpd.evaluation.site_places import layer_of
 Metrics = Mapping[str, float | int]
 Series = dict[str, Float[np.ndarray, " _evals"]]
 ALL = "all matrices"
+SAMPLES = "samples.json"
 
 
 class Masked(NamedTuple):
@@ -288,7 +289,7 @@ def attention_rows(listed: Sequence[AnyMetric], metrics: Metrics) -> Attention |
 
 def read_samples(run_dir: Path) -> tuple[int | None, list[Written]]:
     """The newest samples of text that were written."""
-    found = {int(path.parent.name): path for path in (run_dir / "figures").glob("[0-9]*/samples.json")}
+    found = {int(path.parent.name): path for path in (run_dir / "figures").glob(f"[0-9]*/{SAMPLES}")}
     if not found:
         return None, []
     path = found[max(found)]

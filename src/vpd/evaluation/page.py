@@ -1,6 +1,7 @@
 """What the HTML pages share: templates of one style, and pictures that lie in the page itself."""
 
 import base64
+from collections.abc import Callable
 from importlib import resources
 from typing import NamedTuple
 
@@ -31,13 +32,25 @@ def picture(stem: str, png: bytes, title: str, caption: str) -> Picture:
     return Picture(stem, title, caption, base64.b64encode(png).decode("ascii"), width)
 
 
-def render_page(template: str, **values: object) -> str:
+def render_page(template: str, /, **values: object) -> str:
     """An HTML page from a template of this package; every value is escaped, a missing one is an error."""
+    return render_from(page_source, template, **values)
+
+
+def render_from(source: Callable[[str], str], template: str, /, **values: object) -> str:
+    """As :func:`render_page`, of a template that lies somewhere else.
+
+    Args:
+        source: the text of a template by its name.
+        template: by its name.
+        values: of the template.
+    """
     environment = Environment(
-        loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FunctionLoader(source), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template(template).render(**values)
+    return environment.get_template(template).render(**values, page_source=page_source)
 
 
-def _source(name: str) -> str:
-    return resources.files("vpd.evaluation").joinpath(name).read_text(encoding="utf-8")
+def page_source(name: str) -> str:
+    """A template, style sheet or script that pages share."""
+    return resources.files("vpd.evaluation").joinpath("web", name).read_text(encoding="utf-8")

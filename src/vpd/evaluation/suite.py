@@ -1,7 +1,7 @@
 """From the metrics of a run file to numbers, a verdict, and figures."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -113,7 +113,13 @@ class Suite:
     """The evaluation of one run: compiled once, called at every pass."""
 
     def __init__(
-        self, config: RunConfig, problem: Problem, target: Target, batches: Batches, adversaries: bool = True
+        self,
+        config: RunConfig,
+        problem: Problem,
+        target: Target,
+        batches: Batches,
+        adversaries: bool = True,
+        trained: Collection[str] | None = None,
     ) -> None:
         """Turn the metrics into one accumulating program.
 
@@ -123,11 +129,13 @@ class Suite:
             target: the frozen network.
             batches: evaluation batch of (seed, index).
             adversaries: False where only the decomposition was loaded; persistent terms are then left out.
+            trained: which of the losses trained on are evaluated; None for all.
         """
         assert config.eval is not None
         self._config, self._eval, self._problem, self._target = config, config.eval, problem, target
         sites = tuple(name for _, _, name in members_in_order(problem.sites))
-        self._terms = {key: t for key, t in _terms(config, problem).items() if adversaries or not _persistent(t)}
+        terms = [term for term in problem.terms if trained is None or term.name in trained]
+        self._terms = {key: t for key, t in _terms(config, terms).items() if adversaries or not _persistent(t)}
         self.what = _pass(self._terms, config.eval.metrics, config.has_sequence)
         for key, metric in self.what.attention:
             assert isinstance(target, LanguageModel | Induction)
@@ -158,6 +166,7 @@ class Suite:
         step: int,
         slow: bool = True,
         go_on: Callable[[], None] = lambda: None,
+        judge: bool = True,
     ) -> Evaluation:
         """One pass on the next batches of the evaluation stream.
 
@@ -167,6 +176,7 @@ class Suite:
             step: updates made.
             slow: whether slow metrics are computed as well.
             go_on: called between the parts of the pass, which what it raises leaves.
+            judge: False takes what is named alone: no vital signs, and nothing that only a verdict needs.
         """
         n = self._eval.n_steps
         first = -(-step // self._eval.every) * n
@@ -196,17 +206,19 @@ class Suite:
             batch = self._batches(seed, jnp.asarray(first, jnp.int32))
             found.metrics |= self._slow_scalars(decomposition, batch)
             go_on()
+        if slow and judge:
             given = given_from(self._batches, first, n)
             stretch = (jnp.asarray(v, jnp.int32) for v in (first, n))
             health = self._health(self._target, decomposition, dict(adversaries), *stretch, seed, given)
             deltas = relative_deltas(sites, squares)
             signs, moved = gathered(health)
             found.health = health_of(self._problem, signs, moved, deltas, self._known, step)
-        if isinstance(self._target, TMS | ResidMLP):
+        named_alone = any(isinstance(metric, named.IdentityCIError) for metric in self._eval.metrics)
+        if isinstance(self._target, TMS | ResidMLP) and (judge or named_alone):
             self._judge(found, self._target, decomposition)
         if isinstance(self._target, LanguageModel):
             found.verdict += language_verdict(found.metrics, self._eval.metrics)
-        if self._induction is not None:
+        if self._induction is not None and judge:
             found.induction = self._induction.evaluate(
                 decomposition, lambda i: self._batches(seed, jnp.asarray(first + i, jnp.int32)), n
             )
@@ -263,10 +275,10 @@ class Suite:
         return {name: value for metrics in found for name, value in metrics.items()}
 
 
-def _terms(config: RunConfig, problem: Problem) -> dict[str, Term]:
+def _terms(config: RunConfig, trained: Sequence[Term]) -> dict[str, Term]:
     """Losses trained on, then losses named as metrics, by their key in the results; probes carry their budget."""
     assert config.eval is not None
-    terms: dict[str, Term] = {term.name: term for term in problem.terms}
+    terms: dict[str, Term] = {term.name: term for term in trained}
     for metric in config.eval.metrics:
         if isinstance(metric, named.CIHiddenActsReconLoss):
             terms[metric.key] = recon_term(metric, config.pd, config.has_sequence, 1.0)

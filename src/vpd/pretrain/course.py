@@ -127,7 +127,7 @@ class Course:
         if self._events.logs(step):
             self._record(step, values)
         validation = {} if self.validation is None else {"loss/validation": self.validation}
-        self.meter(step + 1, {"loss/train": values["loss/train"], **validation})
+        self.meter(step + 1, {"loss": values["loss/train"], **validation})
 
     def _record(self, step: int, values: dict[str, float]) -> None:
         now = time.monotonic()

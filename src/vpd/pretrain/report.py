@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from vpd.errors import RunError
-from vpd.evaluation.page import Picture, picture
+from vpd.evaluation.page import Picture, page_source, picture, render_from
 from vpd.run_directory import Facts, RunDirectory, write_atomically
 
 KIND = "pretraining"
+TEMPLATE = "report.html.jinja"
 CAPTION = (
     "Cross-entropy of the next token in nats. Good: the validation loss ends well below the bigram line, which is what "
     "counting pairs of tokens gives, and does not rise while the training loss falls."
@@ -59,7 +59,9 @@ def write_pretraining_report(run_dir: Path) -> Path:
     step, samples = _samples(records)
     config = directory.config.read_text(encoding="utf-8") if directory.config.is_file() else ""
     path = run_dir / "report.html"
-    page = _render(
+    page = render_from(
+        _source,
+        TEMPLATE,
         name=str(facts.get("run_id", run_dir.name)),
         headline=headline(facts, found),
         tone=_tone(facts, found),
@@ -177,13 +179,7 @@ def _pictures(facts: Facts, found: Losses) -> list[Picture]:
     return [picture("losses", png(loss_figure(found, lines)), "Losses over training", CAPTION)]
 
 
-def _render(**values: object) -> str:
-    environment = Environment(
-        loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("report.html.jinja").render(**values)
-
-
 def _source(name: str) -> str:
-    room = "vpd.pretrain" if name == "report.html.jinja" else "vpd.evaluation"  # which has what pages share
-    return resources.files(room).joinpath(name).read_text(encoding="utf-8")
+    if name != TEMPLATE:
+        return page_source(name)
+    return resources.files("vpd.pretrain").joinpath(name).read_text(encoding="utf-8")

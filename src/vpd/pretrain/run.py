@@ -118,7 +118,7 @@ def _train(
     if saved:
         notify(f"going on with {directory.path} from step {start}")
     with (
-        training_meter(config.steps, start, quiet, "pretraining") as meter,
+        training_meter(config.steps, start, "nothing" if quiet else "bar", "pretraining") as meter,
         signals.deferred() as stopped,
         Reader(HostBatches(plan.rows), start) as reader,
     ):

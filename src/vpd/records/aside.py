@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from vpd.records.sink import EvalRecord, Sink, TrainRecord
 
@@ -53,6 +54,10 @@ class Aside:
     def evaluation(self, record: EvalRecord) -> None:
         """Leave the record for the thread."""
         self._leave(lambda sink: sink.evaluation(record))
+
+    def figures(self, step: int, folder: Path) -> None:
+        """Leave the drawings for the thread."""
+        self._leave(lambda sink: sink.figures(step, folder))
 
     def close(self, failed: bool) -> None:
         """Wait until everything is written, but no longer than ``seconds``."""

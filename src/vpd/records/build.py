@@ -1,6 +1,7 @@
 """From a run file to the sinks it names."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from vpd.config.run import RunConfig
 from vpd.progress import say
@@ -28,6 +29,11 @@ class Several:
         """To each."""
         for sink in self._sinks:
             sink.evaluation(record)
+
+    def figures(self, step: int, folder: Path) -> None:
+        """To each."""
+        for sink in self._sinks:
+            sink.figures(step, folder)
 
     def close(self, failed: bool) -> None:
         """Close each."""

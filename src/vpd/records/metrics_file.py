@@ -1,5 +1,7 @@
 """``metrics.jsonl``: the sink that every run has, which the report and every reader go by."""
 
+from pathlib import Path
+
 from vpd.records.sink import EvalRecord, TrainRecord
 from vpd.run_directory import RunDirectory
 
@@ -22,6 +24,9 @@ class MetricsFile:
         line |= {"intervals": record.intervals} if record.intervals else {}
         line |= {"health": record.health} if record.health else {}
         self._directory.append_record(line | {"time": record.seconds})
+
+    def figures(self, step: int, folder: Path) -> None:
+        """They lie in the run directory already."""
 
     def close(self, failed: bool) -> None:
         """Every line is on its way to the disk already."""

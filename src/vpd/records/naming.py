@@ -33,10 +33,8 @@ class Drawing(NamedTuple):
     title: str
 
 
-def drawings(folder: Path | None) -> Iterator[Drawing]:
+def drawings(folder: Path) -> Iterator[Drawing]:
     """The drawings in ``figures/<step>``, in the order in which they were made."""
-    if folder is None:
-        return
     captions: Mapping[str, Mapping[str, str]] = json.loads((folder / "captions.json").read_bytes())
     for name, caption in captions.items():
         yield Drawing(name_in_sinks("figure", name), folder / f"{name}.png", caption.get("title", name))

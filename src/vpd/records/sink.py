@@ -29,7 +29,6 @@ class EvalRecord:
         step: updates made when it was taken.
         metrics: scalars by key.
         verdict: its rows; empty where nothing is known of the target.
-        figures: folder with its drawings; None where none were drawn.
         seconds: since training began or was gone on with.
         intervals: 95 % bootstrap intervals of the metrics that are means over batches.
         health: vital signs, which diagnoses go by.
@@ -38,7 +37,6 @@ class EvalRecord:
     step: int
     metrics: Mapping[str, float]
     verdict: Sequence[object]
-    figures: Path | None
     seconds: float
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     health: Mapping[str, object] = field(default_factory=dict)
@@ -54,6 +52,10 @@ class Sink(Protocol):
 
     def evaluation(self, record: EvalRecord) -> None:
         """Take what an evaluation found."""
+        ...
+
+    def figures(self, step: int, folder: Path) -> None:
+        """Take the drawings of an evaluation, which come after its record and from another thread."""
         ...
 
     def close(self, failed: bool) -> None:

@@ -41,11 +41,15 @@ class TensorBoard:
         self._writer.flush()  # a run that is killed keeps what it has recorded
 
     def evaluation(self, record: EvalRecord) -> None:
-        """Scalars and drawings of an evaluation."""
+        """Scalars of an evaluation."""
         for name, value in named_scalars("eval", record.metrics).items():
             self._writer.add_scalar(name, value, record.step)
-        for drawing in drawings(record.figures):
-            self._writer.add_image(drawing.name, _pixels(drawing.path), record.step, dataformats="HWC")
+        self._writer.flush()
+
+    def figures(self, step: int, folder: Path) -> None:
+        """Drawings of an evaluation."""
+        for drawing in drawings(folder):
+            self._writer.add_image(drawing.name, _pixels(drawing.path), step, dataformats="HWC")
         self._writer.flush()
 
     def close(self, failed: bool) -> None:

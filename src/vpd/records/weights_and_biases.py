@@ -76,12 +76,12 @@ class WeightsAndBiases:
         self._log(record.step, named_scalars("train", record.values))
 
     def evaluation(self, record: EvalRecord) -> None:
-        """Scalars and drawings of an evaluation."""
-        images = {
-            drawing.name: self._wandb.Image(str(drawing.path), caption=drawing.title)
-            for drawing in drawings(record.figures)
-        }
-        self._log(record.step, named_scalars("eval", record.metrics) | images)
+        """Scalars of an evaluation."""
+        self._log(record.step, named_scalars("eval", record.metrics))
+
+    def figures(self, step: int, folder: Path) -> None:
+        """Drawings of an evaluation."""
+        self._log(step, {d.name: self._wandb.Image(str(d.path), caption=d.title) for d in drawings(folder)})
 
     def _log(self, step: int, values: Mapping[str, object]) -> None:
         self._run.log({STEP: step, **values})

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from vpd.analysis.run import Run
-from vpd.progress import training_meter
+from vpd.progress import bar_unless, training_meter
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def typical_sizes(run: Run, sites: Sequence[str], batches: int, quiet: bool = Fa
     seed = jnp.asarray(run.config.pd.seed, jnp.uint32)
     square, signed, ci = ({site: np.zeros(run.axis.sizes[site]) for site in sites} for _ in range(3))
     positions = 0
-    with training_meter(batches, 0, quiet, "measuring sizes", "step") as meter:
+    with training_meter(batches, 0, bar_unless(quiet), "measuring sizes", "step") as meter:
         for i in range(batches):
             batch = draw(seed, jnp.asarray(i, jnp.int32))
             importances, activations = run.causal_importances(batch), run.component_activations(batch)

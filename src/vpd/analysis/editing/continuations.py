@@ -14,7 +14,7 @@ from vpd.analysis.prompts import refuse_without_tokens
 from vpd.analysis.run import Run
 from vpd.config.targets import TokenData
 from vpd.errors import RunError
-from vpd.progress import Meter, training_meter
+from vpd.progress import Meter, bar_unless, training_meter
 from vpd.targets import Target, recorded_forward
 from vpd.targets.divergence import cross_entropy
 
@@ -68,7 +68,7 @@ def learned_continuations(run: Run, batches: int, most: int, quiet: bool = False
     program = jax.jit(_cross_entropies)
     places: dict[Key, list[tuple[int, int, int]]] = defaultdict(list)
     ce: list[np.ndarray] = []
-    with training_meter(2 * batches, 0, quiet, "looking for continuations", "step") as meter:
+    with training_meter(2 * batches, 0, bar_unless(quiet), "looking for continuations", "step") as meter:
         tokens = [np.asarray(draw(seed, jnp.asarray(i, jnp.int32))) for i in range(batches)]
         for i, batch in enumerate(tokens):
             ce.append(np.asarray(program(run.experiment.target, jnp.asarray(batch))))

@@ -15,7 +15,7 @@ from vpd.analysis.editing.sets import Examples
 from vpd.decomposition import Activation, dense
 from vpd.errors import RunError
 from vpd.evaluation.intervals import Mean, bootstrap
-from vpd.progress import training_meter
+from vpd.progress import bar_unless, training_meter
 from vpd.targets import TMS, Induction, LanguageModel, ResidMLP, Target, recorded_forward
 from vpd.targets.base import Batch
 from vpd.targets.divergence import cross_entropy
@@ -132,7 +132,7 @@ def effects(edited: Edited, examples: Iterable[Examples], total: int = 0, quiet:
     run = edited.run
     program = jax.jit(partial(_measured, run.experiment.problem, edited.gated))
     totals: dict[str, Totals] = {}
-    with training_meter(total, 0, quiet, "measuring the edit", "step") as meter:
+    with training_meter(total, 0, bar_unless(quiet), "measuring the edit", "step") as meter:
         for i, one in enumerate(examples):
             where = {name: jnp.asarray(own) for name, own in one.where.items()}
             found = program(run.experiment.target, run.decomposition, edited.arrays, jnp.asarray(one.batch), where)

@@ -13,7 +13,7 @@ from vpd.analysis.editing.sets import Examples
 from vpd.analysis.names import Subcomponent
 from vpd.analysis.run import Run, in_type_of
 from vpd.decomposition import Activation, SiteMask
-from vpd.progress import training_meter
+from vpd.progress import bar_unless, training_meter
 from vpd.targets import Induction, LanguageModel, Target, masked_site_outputs, recorded_forward
 from vpd.targets.divergence import cross_entropy
 from vpd.training.state import Decomposition
@@ -62,7 +62,7 @@ def rank_ablations(run: Run, examples: Sequence[Examples], most: int, quiet: boo
     axis = run.axis
     chosen = [axis.at(place) for place in _chosen(ci["on"] - ci["off"], _first_order(run, examples), most)]
     program = jax.jit(_ablated)
-    with training_meter(2 * len(chosen), 0, quiet, "ablating candidates", "step") as meter:
+    with training_meter(2 * len(chosen), 0, bar_unless(quiet), "ablating candidates", "step") as meter:
 
         def measure(gone: Sequence[Subcomponent], done: int) -> Mapping[str, Mapping[str, Estimate]]:
             found = _effects(run, program, examples, gone)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from vpd.analysis.prompts import as_batch, parsed_tokens, refuse_without_tokens
+from vpd.analysis.prompts import parsed_tokens, refuse_without_tokens, token_prompt
 from vpd.analysis.run import Run
 from vpd.config.targets import TokenData
 from vpd.data.tokenizer import TextTokenizer
@@ -185,7 +185,7 @@ def _joint(run: Run, after: str) -> str:
 
 def _tokens(run: Run, text: str) -> list[int]:
     if not isinstance(run.config.data, TokenData):
-        return parsed_tokens(text) if text.strip() else []
+        return parsed_tokens(text)
     tokenizer: TextTokenizer = run.tokenizer
     return tokenizer.encode([text])[0].tolist()
 
@@ -206,7 +206,7 @@ def _prompts(run: Run, word: str) -> list[Continuation] | None:
         raise RunError(f"{path} holds no prompt; write one a line, TEXT or TEXT=>NEXT")
     found = [continuation(run, line) if ARROW in line else Continuation(tuple(_tokens(run, line)), 0) for line in lines]
     for line, one in zip(lines, found, strict=True):
-        as_batch(run, one.tokens)
+        token_prompt(run, one.tokens)
         if len(one.tokens) < 2:
             raise RunError(f"{path}: {line!r} has one token, after which nothing is predicted; write a longer prompt")
     return found
