@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vpd.analysis.clustering.store import Clusters, load_clusters
+    from vpd.analysis.editing.edits import Edit
     from vpd.analysis.harvest.reading import Harvest, open_harvest
     from vpd.analysis.run import Run, open_run
     from vpd.config import RunConfig, read_run_file
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Clusters": "vpd.analysis.clustering.store",
     "ConfigError": "vpd.errors",
+    "Edit": "vpd.analysis.editing.edits",
     "Harvest": "vpd.analysis.harvest.reading",
     "NonFiniteError": "vpd.errors",
     "Run": "vpd.analysis.run",
@@ -41,6 +43,7 @@ _HOMES = {
 __all__ = [
     "Clusters",
     "ConfigError",
+    "Edit",
     "Harvest",
     "NonFiniteError",
     "Run",

@@ -516,6 +516,74 @@ def prune(
     prune_command(path, (prompt, tokens, features), positions, measure, effort, name, force, as_json, quiet)
 
 
+@app.command()
+def attention(
+    path: RunPath,
+    layer: Annotated[str | None, typer.Option(help="Number or path of a layer; all by default.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text whose attention is taken apart.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="ID,ID,...", help="The same as token ids, for networks that read no text.")
+    ] = None,
+    masking: Annotated[
+        str, typer.Option(help="On the prompt: ci, the model masked by its importances; target, the network itself.")
+    ] = "ci",
+    top: Annotated[int, typer.Option(help="Pairs a layer, or a head of the prompt, in the tables.", min=1)] = 10,
+    batches: Annotated[int, typer.Option(help="Batches that typical activations are measured on.", min=1)] = 10,
+    name: Annotated[str, typer.Option(help="Of the folder under attention/.")] = "first",
+    force: Annotated[bool, typer.Option("--force", help="Replace what has this name.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take attention apart: which pairs of subcomponents make the scores, which heads they span."""
+    from vpd.commands.attention import attention_command
+
+    attention_command(path, layer, prompt, tokens, masking, top, batches, name, force, as_json, quiet)
+
+
+@app.command()
+def edit(
+    path: RunPath,
+    ablate: Annotated[
+        list[str] | None, typer.Option(metavar="SITE:INDEX,...", help="Remove these subcomponents.")
+    ] = None,
+    boost: Annotated[list[str] | None, typer.Option(metavar="SITE:INDEX=F,...", help="Multiply these by F.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--edits", metavar="FILE", help="Edits of a file, other directions among them.")
+    ] = None,
+    positions: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Only at these positions of the sequence.")
+    ] = None,
+    when_active: Annotated[
+        float | None, typer.Option(metavar="CI", help="Only where the causal importance is above this.")
+    ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(metavar="SET", help="On target: repeated, TEXT=>NEXT, feature:I, or a file of prompts."),
+    ] = None,
+    off: Annotated[
+        str | None, typer.Option(metavar="SET", help="Off target; what else there is in the data by default.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(metavar="N", help="Rank N candidates for ablation by their effect.", min=1)
+    ] = None,
+    find: Annotated[
+        int | None, typer.Option(metavar="N", help="List N continuations that few subcomponents carry.", min=1)
+    ] = None,
+    batches: Annotated[int, typer.Option(help="Batches of evaluation data.", min=1)] = 20,
+    first: Annotated[
+        int, typer.Option(help="Number of the first batch, to measure on others than candidates were ranked on.", min=0)
+    ] = 0,
+    save: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the edited network.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ablate, boost or redirect subcomponents; say what it changes on target and off it; save the network."""
+    from vpd.commands.edit import Asked, edit_command
+
+    asked = Asked(ablate or [], boost or [], file, positions, when_active, on, off, rank, find, batches, first, save)
+    edit_command(path, asked, as_json, quiet)
+
+
 def main() -> None:
     """Entry point: 0 done, 1 fault, 2 the user's mistake (one sentence), 75 stopped by a signal."""
     for out in (sys.stdout, sys.stderr):

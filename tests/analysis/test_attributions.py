@@ -51,7 +51,7 @@ def test_attributions_over_data(run: Run) -> None:
         np.sum(np.asarray(batch) == int(index)) if site == "wte" else np.asarray(facts.ci[site])[..., int(index)].sum()
     )
     rms = np.sqrt(np.square(np.asarray(facts.activations[SITE])[..., 3]).mean())
-    np.testing.assert_allclose(value, signed[site][0, int(index)] / mass / rms, rtol=1e-3)
+    np.testing.assert_allclose(value, float(signed[site][0, int(index)]) / mass / rms, rtol=1e-3)
     assert (f"{SITE}:3", value) in found.top_targets(source, 32)
     assert found.top_targets(f"{SITE}:3") == []
 

@@ -1,5 +1,6 @@
 """What is shown of a harvest: evidence, terminal, pages, trials, and the commands that ask for them."""
 
+import io
 import json
 import re
 import sys
@@ -15,7 +16,7 @@ from vpd import RunError
 from vpd.analysis.harvest.reading import open_harvest
 from vpd.analysis.harvest.settings import Settings
 from vpd.analysis.look.evidence import by_density, gather
-from vpd.analysis.look.intruders import key_path, make_trials, score_answers, write_trials
+from vpd.analysis.look.intruders import key_path, make_trials, marked, score_answers, write_trials
 from vpd.analysis.look.listing import evenly_ranked, markdown
 from vpd.analysis.look.pages import write_pages
 from vpd.analysis.look.related import Others
@@ -49,10 +50,9 @@ def test_evidence_is_the_harvest(harvested: Harvested) -> None:
 def test_terminal(harvested: Harvested) -> None:
     run, _ = harvested
     found = open_harvest(run.path, "first")
-    console = Console(record=True, width=140, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=140, file=io.StringIO())
     for place in range(len(found.axis)):
         print_evidence(console, gather(found, place), found.threshold)
-    console.file.close()
     text = console.export_text()
     assert all(one.name in text for one in found.components)
     assert "largest activations" in text and "fires together with" in text
@@ -130,8 +130,6 @@ def test_trials(harvested_text: Harvested, tmp_path: Path) -> None:
 
 
 def _texts(found, name: str) -> set[str]:
-    from vpd.analysis.look.intruders import marked
-
     return {marked(found, window) for window in found.windows(found.place(name)) if window.kind == "sampled"}
 
 

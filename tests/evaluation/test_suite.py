@@ -284,3 +284,46 @@ def test_without_adversaries_persistent_terms_are_left_out() -> None:
     suite = Suite(experiment.config, experiment.problem, experiment.target, experiment.eval_batch, adversaries=False)
     found = suite.evaluate(state.decomposition, {}, 60)
     assert "loss/PersistentPGDReconLoss" not in found.metrics and found.solved is False
+
+
+def test_a_smaller_batch_counts_by_its_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches through the whole pass, the second of half the size, against all of it as one batch."""
+    experiment, state, _ = scene()
+    draw = experiment.eval_batch
+    assert draw is not None
+    config = read_run_file(CONTENT | {"eval": CONTENT["eval"] | {"n_steps": 2, "metrics": MEANS}}).config
+    assert config.eval is not None
+
+    def part(seed, index):
+        return draw(seed, index)
+
+    def smaller(seed, index):
+        return draw(seed, index)[:8]
+
+    def together(seed, index):
+        return jnp.concatenate([part(seed, index), smaller(seed, index + 1)])
+
+    def suite(batches, n_steps: int) -> Suite:
+        block = config.eval.model_copy(update={"n_steps": n_steps})
+        changed = config.model_copy(update={"eval": block})
+        return Suite(changed, experiment.problem, experiment.target, batches, adversaries=False)
+
+    uneven, small, whole = suite(part, 2), suite(smaller, 2), suite(together, 1)
+    programs = (uneven._run, small._run)
+    monkeypatch.setattr(uneven, "_run", lambda *given: programs[int(given[4])](*given))
+    got, want = (s.evaluate(state.decomposition, {}, 0, slow=False) for s in (uneven, whole))
+    compared = [name for name in want.metrics if not name.startswith("loss/Stochastic")]
+    assert {"loss/CIMaskedReconLoss", "CI_L0/linear1", "loss/ImportanceMinimalityLoss"} <= set(compared)
+    for name in compared:
+        assert got.metrics[name] == pytest.approx(want.metrics[name], rel=2e-5, abs=1e-9), name
+    assert float(got.sums.positions) == 24
+
+
+MEANS = [
+    {"type": "CI_L0", "ci_alive_threshold": 0.1},
+    {"type": "CIMaskedReconLoss"},
+    {"type": "UnmaskedReconLoss"},
+    {"type": "CIHiddenActsReconLoss"},
+    {"type": "ComponentActivationDensity", "ci_alive_threshold": 0.2},
+    {"type": "CIMeanPerComponent"},
+]

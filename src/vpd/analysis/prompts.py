@@ -9,6 +9,7 @@ from jaxtyping import Array, Shaped
 
 from vpd.analysis.run import Run
 from vpd.config.importance import ChunkwiseTransformerCI, GlobalTransformerCI
+from vpd.data.tokenizer import TextTokenizer
 from vpd.errors import RunError
 from vpd.targets import GPT2, TMS, Induction, Llama, LlamaSimpleMLP, ResidMLP
 
@@ -52,15 +53,24 @@ def read_prompt(run: Run, text: str | None = None, tokens: str | None = None, fe
         raise RunError("give one input: --prompt TEXT or --tokens 1,2,3 for sequences, --features 0,3=0.5 for toys")
     if features is not None:
         return feature_prompt(run, _features(features))
+    refuse_without_tokens(run)
+    if text is None:
+        return token_prompt(run, parsed_tokens(tokens or ""))
+    if run.config.target_kind != "lm":
+        raise RunError(f"{run.path} decomposes a network that reads no text; give its tokens: --tokens 1,2,3")
+    return token_prompt(run, [int(i) for i in run.tokenizer.encode([text])[0]])
+
+
+def refuse_without_tokens(run: Run) -> None:
+    """Refuse a run whose network reads no sequences.
+
+    Raises:
+        RunError: with what it reads.
+    """
     if not run.config.has_sequence:
         raise RunError(
             f"{run.path} decomposes a network that reads no sequence; give --features 0,3=0.5 in place of it"
         )
-    if text is None:
-        return token_prompt(run, _ids(tokens or ""))
-    if run.config.target_kind != "lm":
-        raise RunError(f"{run.path} decomposes a network that reads no text; give its tokens: --tokens 1,2,3")
-    return token_prompt(run, [int(i) for i in run.tokenizer.encode([text])[0]])
 
 
 def token_prompt(run: Run, ids: Sequence[int]) -> Prompt:
@@ -79,8 +89,22 @@ def token_prompt(run: Run, ids: Sequence[int]) -> Prompt:
         if i < 0 or (vocab is not None and i >= vocab):
             known = "from 0 on" if vocab is None else f"0 to {vocab - 1}"
             raise RunError(f"the network knows no token {i}; its tokens are {known}")
-    words = tuple(run.tokenizer.decode([i]) for i in ids) if run.config.target_kind == "lm" else tuple(map(str, ids))
-    return Prompt(jnp.asarray([list(ids)], jnp.int32), words, {"tokens": list(ids)})
+    return Prompt(jnp.asarray([list(ids)], jnp.int32), words_of(run, ids), {"tokens": list(ids)})
+
+
+def words_of(run: Run, ids: Sequence[int]) -> tuple[str, ...]:
+    """Each token as text where the run has a tokenizer, else its id; blanks are made visible."""
+    if run.config.target_kind != "lm":
+        return tuple(map(str, ids))
+    return tuple(_visible(run.tokenizer, i) for i in ids)
+
+
+def _visible(tokenizer: TextTokenizer, token: int) -> str:
+    """As the vocabulary has it, which keeps the space that decoding one token alone may drop."""
+    known = tokenizer.tokenizer.id_to_token(token)
+    text = tokenizer.decode([token]) if known is None else known
+    text = text.replace("Ġ", "·").replace("▁", "·").replace("Ċ", "↵").replace("\n", "↵").replace(" ", "·")
+    return text if text.isprintable() and text else f"<{token}>"
 
 
 def feature_prompt(run: Run, features: dict[int, float]) -> Prompt:
@@ -134,11 +158,17 @@ def read_positions(text: str | None, length: int) -> tuple[int, ...]:
     return tuple(sorted({number % length for number in numbers}))
 
 
-def _ids(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise RunError(f"--tokens {text!r}: write token ids with commas between, as in 1,2,3") from None
+def parsed_tokens(text: str) -> list[int]:
+    """Token ids that were written out, parted by commas or spaces.
+
+    Raises:
+        RunError: anything but whole numbers.
+    """
+    words = text.replace(",", " ").split()
+    bad = [word for word in words if not word.lstrip("-").isdecimal()]
+    if bad:
+        raise RunError(f"{bad[0]!r} is no token id; write ids with commas between, as in 1,2,3")
+    return [int(word) for word in words]
 
 
 def _features(text: str) -> dict[int, float]:

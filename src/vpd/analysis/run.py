@@ -39,6 +39,8 @@ from vpd.training.state import Decomposition
 from vpd.training.step import Problem, lower_importances
 
 if TYPE_CHECKING:
+    from vpd.analysis.editing.edited import Edited
+    from vpd.analysis.editing.edits import Edit
     from vpd.analysis.generation import Continuation, Masking
     from vpd.analysis.table import ComponentTable
     from vpd.data.tokenizer import TextTokenizer
@@ -148,6 +150,16 @@ class Run:
         single = unstacked(found, self.experiment.problem.sites)
         return {site: jnp.asarray(x) for site, x in single.items()}
 
+    def edited(self, edits: "Sequence[Edit]") -> "Edited":
+        """The network with some subcomponents ablated, boosted or redirected: see :class:`vpd.Edit`.
+
+        Raises:
+            RunError: unknown subcomponents, or edits that make no sense.
+        """
+        from vpd.analysis.editing.edited import edited  # which reads runs
+
+        return edited(self, edits)
+
     def masked_output(self, batch: Shaped[Array, "..."], masks: Masks) -> Shaped[Array, "..."]:
         """The target's output with masked sites.
 
@@ -195,7 +207,7 @@ class Run:
     @cached_property
     def _masked(self):
         def masked(target: Target, decomposition: Decomposition, batch: Array, masks: dict[str, SiteMask]) -> Array:
-            components, masks = _in_type_of(target, (decomposition.components, masks))
+            components, masks = in_type_of(target, (decomposition.components, masks))
             return masked_forward(target, components, batch, masks)
 
         return jax.jit(masked)
@@ -206,7 +218,7 @@ def component_activations(
 ) -> dict[str, Float[Array, "..."]]:
     """``‖U_c‖ · x·V_c`` on the clean inputs of the sites, of a stack with its first axis (method.md §11)."""
     _, inputs = clean_forward(target, batch, problem.sites)
-    components = _in_type_of(target, components)
+    components = in_type_of(target, components)
     return {site.name: normed_activations(site, components[site.name], inputs[site.name]) for site in problem.sites}
 
 
@@ -220,7 +232,7 @@ def normed_activations(site: Site, pieces: Components, x: Activation) -> Float[A
     return one(pieces, x) if site.span is None else jax.vmap(one)(pieces, dense(x))
 
 
-def _in_type_of(target: Target, tree: Tree) -> Tree:
+def in_type_of(target: Target, tree: Tree) -> Tree:
     """Floating-point leaves in the type of the frozen weights."""
     dtype = jax.tree.leaves(target)[0].dtype
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)

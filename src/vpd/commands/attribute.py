@@ -1,8 +1,7 @@
 """``vpd attribute``: what feeds what, over data or in one prompt."""
 
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import typer
@@ -10,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vpd.analysis.artefacts import artefact_path
-from vpd.analysis.attribution.dataset import Watch, attribute_data, matched_sites
+from vpd.analysis.attribution.dataset import attribute_data, matched_sites
 from vpd.analysis.attribution.export import PICTURE, STRENGTHS, Names, graph_document, save_attributions, save_graph
 from vpd.analysis.attribution.graph import Graph, Node, prompt_graph
 from vpd.analysis.attribution.store import DATASET, KIND, PROMPT, Attributions
@@ -19,7 +18,7 @@ from vpd.analysis.pruning import pruned_prompt
 from vpd.analysis.run import open_run
 from vpd.commands.tables import results_console
 from vpd.errors import RunError
-from vpd.progress import training_meter
+from vpd.progress import watched
 from vpd.run_directory import finite
 
 # Edges and entries that are printed.
@@ -84,17 +83,6 @@ def attribute_prompt_command(
     _print(_edges(graph, asked), f"{run.path.name}, step {run.step}: strongest edges of the graph", "strength")
     typer.echo(f"{len(graph.influence)} nodes, {len(graph.edges)} edges: {place / PICTURE}")
     typer.echo(place)
-
-
-def watched(what: str, unit: str, quiet: bool) -> Watch:
-    """A progress bar of so many units."""
-
-    @contextmanager
-    def watch(total: int) -> Generator[Callable[[int], None]]:
-        with training_meter(total, 0, quiet, what, unit) as meter:
-            yield lambda done: meter(done, {})
-
-    return watch
 
 
 def _strongest(found: Attributions) -> list[Mapping[str, object]]:

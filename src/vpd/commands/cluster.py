@@ -23,7 +23,7 @@ from vpd.analysis.run import open_run
 from vpd.commands.tables import results_console
 from vpd.errors import RunError
 from vpd.evaluation.figures import png
-from vpd.progress import training_meter
+from vpd.progress import bar_unless, training_meter
 from vpd.run_directory import finite, write_atomically
 
 SHOWN, NAMED = 20, 6
@@ -87,6 +87,7 @@ def _summary(one: Clustering) -> dict[str, object]:
         "bits_alone": history.initial,
         "bits_at_cut": float(history.lengths[history.cut]),
         "bits_as_one": float(history.lengths[-1]),
+        "cohesion": float(np.average(one.cohesion, weights=sizes)),
         "stability": float(np.average(one.stability, weights=sizes)),
     }
 
@@ -116,13 +117,22 @@ def _print(found: Found, alpha: float, axis: FlatAxis) -> None:
     )
     table = Table(title=title, title_justify="left")
     several = found.merging.seeds > 1
-    for word in ("cluster", "members", "sites", "fires at", *(["found again"] if several else []), "subcomponents"):
+    for word in (
+        "cluster",
+        "members",
+        "sites",
+        "fires at",
+        "of these fire",
+        *["found again"] * several,
+        "subcomponents",
+    ):
         table.add_column(word, justify="left" if word == "subcomponents" else "right", overflow="fold")
     for number in range(min(SHOWN, len(sizes))):
         members = [axis.at(int(place)) for place in found.selection.kept[one.labels == number]]
         named = [str(member) for member in members[:NAMED]] + ["…"] * (len(members) > NAMED)
         cells = [str(number), str(len(members)), str(len({member.site for member in members}))]
-        cells += [f"{one.density[number]:.3g}", *([f"{one.stability[number]:.2f}"] if several else [])]
+        cells += [f"{one.density[number]:.3g}", f"{one.cohesion[number]:.2f}"]
+        cells += [f"{one.stability[number]:.2f}"] * several
         table.add_row(*cells, "  ".join(named))
     results_console().print(table)
     if len(sizes) > SHOWN:
@@ -147,7 +157,7 @@ def figures_of(found: Found, axis: FlatAxis) -> Mapping[str, Figure]:
         pictures["merge_tree"] = drawn.merge_tree(one.history, names, one.labels)
     else:
         pictures["merge_order"] = drawn.merge_order(one.history)
-    shown = np.argsort(one.labels, kind="stable")[: drawn.MAX_CELLS]
+    shown = drawn.shown_members(one.labels)
     labels, shown_names = one.labels[shown], [names[i] for i in shown]
     within = found.firings.only(np.sort(shown))
     back = np.argsort(np.argsort(shown))
@@ -166,7 +176,7 @@ def against_command(path: Path, other: Path, name: str, as_json: bool, quiet: bo
     run, another = (
         open_run(place, clusters.artefact.origin.step) for place, clusters in zip((path, other), both, strict=True)
     )
-    with training_meter(sampling.positions, 0, quiet, "collecting firings", "position") as meter:
+    with training_meter(sampling.positions, 0, bar_unless(quiet), "collecting firings", "position") as meter:
         found = correspond(run, both[0], another, both[1], sampling, lambda seen: meter(seen, {}))
     if as_json:
         typer.echo(json.dumps(finite(_correspondence_values(found))))

@@ -13,9 +13,9 @@ from vpd.analysis.pruning import EXPLAINED, Effort, Pruning, prune, save_pruning
 from vpd.analysis.pruning.question import Measure
 from vpd.analysis.pruning.store import KIND, PICTURE
 from vpd.analysis.run import open_run
-from vpd.commands.attribute import watched
 from vpd.commands.tables import results_console
 from vpd.errors import RunError
+from vpd.progress import watched
 from vpd.run_directory import finite
 
 

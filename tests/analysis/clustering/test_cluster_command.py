@@ -59,8 +59,10 @@ def test_written_and_read(cluster: Cluster, folder: Path) -> None:
         one = run.axis.starts[row["site"]] + row["index"]
         assert row["density"] == pytest.approx(dense[:, one].mean())
     largest = [run.axis.place(one) for one in read.members(0)]
-    density = next(r["density"] for r in clusters if (r["alpha"], r["seed"], r["cluster"]) == (4, 2, 0))
-    assert density == pytest.approx(dense[:, largest].any(axis=1).mean())
+    row = next(r for r in clusters if (r["alpha"], r["seed"], r["cluster"]) == (4, 2, 0))
+    fires = dense[:, largest].any(axis=1)
+    assert row["density"] == pytest.approx(fires.mean())
+    assert row["cohesion"] == pytest.approx(dense[fires][:, largest].mean())
 
     assert len(read.at(1)) == 1 and len(read.at(len(read.subcomponents))) == len(read.subcomponents)
     assert load_clusters(folder).alpha == 1

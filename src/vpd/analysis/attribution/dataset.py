@@ -1,7 +1,6 @@
 """Attributions summed over data: every alive target, from everything upstream of it."""
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -15,16 +14,10 @@ from vpd.analysis.names import FlatAxis
 from vpd.analysis.run import Run
 from vpd.errors import RunError
 from vpd.evaluation.suite import ALIVE_MEAN_CI
+from vpd.progress import Watch, unwatched
 
 # Targets of one backward program, and of every source and target so many attributions are kept.
 CHUNK, KEPT = 16, 100
-
-Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
-
-
-def unwatched(total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Nobody looks."""
-    return nullcontext(lambda done: None)
 
 
 @dataclass

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
-from vpd.analysis.attribution.dataset import Watch, unwatched
 from vpd.analysis.attribution.effects import INPUT, OUTPUT, Effects, Facts, Wanted
 from vpd.analysis.prompts import Prompt
 from vpd.analysis.run import Run
+from vpd.progress import Watch, unwatched
 
 # Targets of one backward program.
 CHUNK = 16
@@ -154,7 +154,8 @@ def _add_edges(
         kept = strength >= threshold
         if site in nodes:
             kept &= np.asarray(nodes[site])[0]
-        for place in zip(*np.nonzero(kept), strict=True):
+        for row in np.argwhere(kept):
+            place = tuple(int(i) for i in row)
             source = _source(site, place, facts)
             value = float(values[place])
             graph.edges.append(Edge(source, target, value, value / total, float(strength[place])))
@@ -164,8 +165,7 @@ def _add_edges(
             graph.activation[source] = 1.0 if is_end else float(facts.activations[site][(0, *place)])
 
 
-def _source(site: str, place: Sequence[Int[np.ndarray, ""]], facts: Facts) -> Node:
-    where = [int(i) for i in place]
+def _source(site: str, where: tuple[int, ...], facts: Facts) -> Node:
     if site == INPUT:
         return Node(INPUT, where[-1], where[0] if len(where) > 1 else 0)
     if site in facts.rows:

@@ -13,7 +13,7 @@ from scipy.cluster.hierarchy import dendrogram
 from vpd.analysis.clustering.history import History
 from vpd.evaluation.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, STYLE, VERMILLION
 
-MAX_LEAVES, MAX_CELLS = 120, 400  # what a tree, and a heat map, can show legibly
+MAX_LEAVES, MAX_CELLS, MAX_OF_CLUSTER = 120, 400, 40  # what a tree, and a heat map, can show legibly
 _COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE)
 
 Labels = Int[np.ndarray, " n"]
@@ -64,7 +64,9 @@ def _around_zero(ax: Axes, courses: Sequence[Course]) -> None:
     costs = np.concatenate([np.abs(history.costs) for _, history in courses])
     costs = costs[costs > 0]
     if len(costs) and costs.max() > 30 * np.median(costs):
-        ax.set_yscale("symlog", linthresh=float(np.median(costs)))
+        linear = float(np.median(costs))
+        ax.set_yscale("symlog", linthresh=linear)
+        ax.set_yticks([tick for tick in ax.get_yticks() if tick == 0 or abs(tick) >= linear])
 
 
 @STYLE
@@ -125,6 +127,13 @@ def merge_order(history: History) -> Figure:
     ax.legend(fontsize=9, markerscale=3)
     ax.grid(True)
     return figure
+
+
+def shown_members(labels: Labels) -> Int[np.ndarray, " m"]:
+    """Subcomponents of the largest clusters, cluster by cluster, of each some."""
+    order = np.argsort(labels, kind="stable")
+    begins = np.concatenate([[0], np.cumsum(np.bincount(labels))])[labels[order]]
+    return order[np.arange(len(order)) - begins < MAX_OF_CLUSTER][:MAX_CELLS]
 
 
 @STYLE

@@ -16,8 +16,8 @@ class Groups:
     Slots without a group stay behind until :meth:`compact`, which keeps the order of the others.
 
     The union of a and b fires together with a third group as often as a does and as b does, less the positions at which
-    all three fire; these are looked for only where both a and b fire (or only where not, if that is less). Each position
-    where both do is one firing less afterwards, so all merges together look at no more positions than there are firings
+    all three fire; these are looked for only where both a and b fire (or only where not, if that is less). Each place
+    where both do is one firing less afterwards, so all merges together look at no more places than there are firings
     to begin with: the whole way to one group costs about as much as counting coactivation once.
 
     Attributes:

@@ -17,7 +17,7 @@ from vpd.analysis.clustering.samplers import SAMPLERS
 from vpd.analysis.clustering.store import Clustering
 from vpd.analysis.run import Run
 from vpd.errors import RunError
-from vpd.progress import Meter, training_meter
+from vpd.progress import Meter, bar_unless, training_meter
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def observed(run: Run, sampling: Sampling, quiet: bool = False) -> tuple[Selecti
     Raises:
         RunError: too few that do.
     """
-    with training_meter(sampling.positions, 0, quiet, "collecting firings", "position") as meter:
+    with training_meter(sampling.positions, 0, bar_unless(quiet), "collecting firings", "position") as meter:
         firings = collect([run], sampling, lambda seen: meter(seen, {}))[0]
     selection = select(firings, sampling)
     return selection, firings.only(selection.kept)
@@ -120,7 +120,8 @@ def cluster(
     agreements: dict[float, Agreement] = {}
     every: list[Clustering] = []
     merges = firings.n - 1
-    with training_meter(merges * merging.seeds * len(merging.alphas), 0, quiet, "merging", "merge") as meter:
+    total = merges * merging.seeds * len(merging.alphas)
+    with training_meter(total, 0, bar_unless(quiet), "merging", "merge") as meter:
         for alpha in merging.alphas:
             ones: list[Clustering] = []
             for seed in range(merging.seeds):
@@ -147,8 +148,9 @@ def _one(
     sampler = SAMPLERS[merging.sampler](merging.temperature)
     history = merge_all(firings, alpha, sampler, seed, together, watch)
     labels = history.labels()
-    density = firings.grouped(labels).counts / firings.positions
-    return Clustering(alpha, seed, history, labels, density, np.ones(len(density)), True)
+    fires = firings.grouped(labels).counts
+    cohesion = np.bincount(labels, weights=firings.counts) / (np.bincount(labels) * fires)
+    return Clustering(alpha, seed, history, labels, fires / firings.positions, cohesion, np.ones(len(fires)), True)
 
 
 def _compared(ones: Sequence[Clustering], medoid: int) -> list[Clustering]:

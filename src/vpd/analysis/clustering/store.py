@@ -31,6 +31,7 @@ class Clustering:
         history: all merges.
         labels: cluster of each subcomponent.
         density: fraction of the positions at which each cluster fires.
+        cohesion: which fraction of its members fires there, on average: 1 where all always do.
         stability: how well each cluster is found again under the other seeds; 1 where there is one seed.
         representative: whether it is the one nearest to those of all seeds.
     """
@@ -40,6 +41,7 @@ class Clustering:
     history: History
     labels: Int[np.ndarray, " n"]
     density: Float[np.ndarray, " clusters"]
+    cohesion: Float[np.ndarray, " clusters"]
     stability: Float[np.ndarray, " clusters"]
     representative: bool
 
@@ -103,6 +105,7 @@ def _clusters(one: Clustering, names: Sequence[Subcomponent]) -> pa.Table:
             "size": one.sizes,
             "sites": [len(found) for found in sites],
             "density": one.density,
+            "cohesion": one.cohesion,
             "stability": one.stability,
         }
     )

@@ -78,7 +78,7 @@ def _read(run: Run, settings: Settings, parts: Parts, shard: int, quiet: bool) -
     with (
         StopSignals() as signals,
         signals.deferred() as stopped,
-        training_meter(len(own) * rows, totals.batches * rows, quiet, what, unit) as meter,
+        training_meter(len(own) * rows, totals.batches * rows, "nothing" if quiet else "bar", what, unit) as meter,
     ):
         for number in own[totals.batches :]:
             batch = take(number)

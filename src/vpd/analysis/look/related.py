@@ -1,7 +1,7 @@
 """What other analyses of the run say of a subcomponent, where they were made: attributions and clusters."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vpd.analysis.artefacts import artefact_names
@@ -51,7 +51,7 @@ class Others:
 
     attributions: Attributions | None = None
     clusters: Clusters | None = None
-    axis: FlatAxis = FlatAxis({})
+    axis: FlatAxis = field(default_factory=lambda: FlatAxis({}))
     vocabulary: Sequence[str] = ()
 
     def of(self, one: Subcomponent, k: int = 8) -> Related:
@@ -80,7 +80,7 @@ class Others:
 
 
 def load_others(run: Path, harvest: Harvest) -> Others:
-    """The only attributions and clusters of a run; where there are several, a notice, as none is better than another."""
+    """The only attributions and clusters of a run; of several, none is better than another, and a notice says so."""
     attributions, clusters = None, None
     if artefact_names(run, "attributions"):
         try:

@@ -6,7 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from vpd.analysis.pruning.question import Importances, Measure, Members, Question
 from vpd.decomposition import Mask, SiteMask, interpolate
@@ -40,14 +40,14 @@ class Kept:
 
 
 def adversarial_sources(
-    question: Question, alive: Members, drawn: Sources, stored: Sources, rows: Float[Array, " rows"]
+    question: Question, alive: Members, drawn: Sources, stored: Sources, rows: Bool[Array, " rows"]
 ) -> Sources:
     """An adversary's values for the alive subcomponents in its rows, the drawn ones for all else and the delta."""
     chosen: Sources = {}
     for site in question.scene.sites:
         u, own = drawn[site.name], alive[site.name]
         own = jnp.pad(own, [(0, 0)] * (own.ndim - 1) + [(0, u.shape[-1] - own.shape[-1])])
-        there = rows.reshape(-1, *(1 for _ in question.scene.leading)) > 0
+        there = rows.reshape(-1, *(1 for _ in question.scene.leading))
         chosen[site.name] = jnp.where(own & there, stored[site.name], u)
     return chosen
 
@@ -72,7 +72,7 @@ def attack(question: Question, g: Importances, alive: Members, key: Key[Array, "
     """The sources of a fresh adversary on the discarded alive subcomponents, in every row from another start."""
     key_drawn, key_start = jax.random.split(key)
     drawn, start = (drawn_sources(question, k) for k in (key_drawn, key_start))
-    everywhere = jnp.ones(question.scene.leading[0])
+    everywhere = jnp.ones(question.scene.leading[0], bool)
 
     def effective(stored: Sources) -> Sources:
         return adversarial_sources(question, alive, drawn, stored, everywhere)
@@ -128,4 +128,5 @@ def kept_from(rows: Mapping[Measure, Float[Array, "situations rows"]], climbed: 
     """
     means = [{measure: float(x[i].mean()) for measure, x in rows.items()} for i in range(4)]
     worst = int(jnp.argmax(rows[climbed][2]))
-    return Kept(*means[:3], {measure: float(x[2, worst]) for measure, x in rows.items()}, means[3])
+    hardest = {measure: float(x[2, worst]) for measure, x in rows.items()}
+    return Kept(means[0], means[1], means[2], hardest, means[3])

@@ -121,7 +121,7 @@ def _masked(
 ) -> Float[Array, ""]:
     """What is asked, the mean over rows of which the second half is the adversary's."""
     rows = question.scene.leading[0]
-    mine = (jnp.arange(rows) >= rows // 2).astype(jnp.float32)
+    mine = jnp.arange(rows) >= rows // 2
     sources = adversarial_sources(question, question.spread(alive), drawn_sources(question, key), stored, mine)
     return forward_divergence(REST, question.scene, question.spread(g), sources, dict.fromkeys(sources))
 

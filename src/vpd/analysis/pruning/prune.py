@@ -1,7 +1,6 @@
 """The subset of subcomponents that one behaviour needs, beside subsets that only seem to be enough."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -16,6 +15,7 @@ from vpd.analysis.pruning.question import Importances, Measure, Members, Questio
 from vpd.analysis.run import Run
 from vpd.decomposition import unstacked
 from vpd.errors import RunError
+from vpd.progress import Watch, unwatched
 from vpd.randomness import stream
 
 # Rows of the prompt, each with masks of its own: while it is optimised, and where subsets are measured.
@@ -29,13 +29,7 @@ EXPLAINED = {
     FREE: "the CI function's own importances as masks",
 }
 
-Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 Masks = dict[str, Float[np.ndarray, "..."]]
-
-
-def unwatched(total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """Nobody looks."""
-    return nullcontext(lambda done: None)
 
 
 @dataclass(frozen=True)
