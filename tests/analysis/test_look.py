@@ -28,7 +28,7 @@ Harvested = tuple[Run, Settings]
 
 def test_evidence_is_the_harvest(harvested: Harvested) -> None:
     run, _ = harvested
-    found = open_harvest(run.path, "first")
+    found = open_harvest(run.path, "default")
     place = int(by_density(found)[0])
     e = gather(found, place)
     assert e.rank == 1 and e.component.name == str(run.axis.at(place))
@@ -49,7 +49,7 @@ def test_evidence_is_the_harvest(harvested: Harvested) -> None:
 
 def test_terminal(harvested: Harvested) -> None:
     run, _ = harvested
-    found = open_harvest(run.path, "first")
+    found = open_harvest(run.path, "default")
     console = Console(record=True, width=140, file=io.StringIO())
     for place in range(len(found.axis)):
         print_evidence(console, gather(found, place), found.threshold)
@@ -61,7 +61,7 @@ def test_terminal(harvested: Harvested) -> None:
 
 def test_pages(harvested: Harvested, tmp_path: Path) -> None:
     run, _ = harvested
-    found = open_harvest(run.path, "first")
+    found = open_harvest(run.path, "default")
     index = write_pages(tmp_path / "pages", found, Others())
     text = index.read_text()
     fired = [one for one in found.components if one.firing_count]
@@ -84,7 +84,7 @@ def test_pages(harvested: Harvested, tmp_path: Path) -> None:
 
 def test_listing_is_by_rank(harvested: Harvested) -> None:
     run, _ = harvested
-    found = open_harvest(run.path, "first")
+    found = open_harvest(run.path, "default")
     chosen = evenly_ranked(found, 3)
     counts = found.firing_counts[chosen]
     assert (counts >= 20).all() and list(counts) == sorted(counts, reverse=True)
@@ -97,7 +97,7 @@ def test_listing_is_by_rank(harvested: Harvested) -> None:
 
 def test_trials(harvested_text: Harvested, tmp_path: Path) -> None:
     run, _ = harvested_text
-    found = open_harvest(run.path, "first")
+    found = open_harvest(run.path, "default")
     trials = make_trials(found, 12, seed=3)
     assert trials == make_trials(found, 12, seed=3) != make_trials(found, 12, seed=4)
     path = tmp_path / "trials.json"
@@ -140,7 +140,7 @@ def _answered(path: Path, shown: dict, answers: list) -> None:
 
 def test_trials_need_something_to_read(harvested_toy: Harvested) -> None:
     with pytest.raises(RunError, match="without a sequence of tokens"):
-        make_trials(open_harvest(harvested_toy[0].path, "first"), 3)
+        make_trials(open_harvest(harvested_toy[0].path, "default"), 3)
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_commands(harvested_toy: Harvested, vpd: Callable, tmp_path: Path) -> No
 
 def test_a_table_of_all_subcomponents(harvested: Harvested, tiny_run: Run) -> None:
     run, _ = harvested
-    found = open_harvest(run.path, "first")
+    found = open_harvest(run.path, "default")
     if (run.path / "harvest" / "second").exists():
         return
     table = run.table()
