@@ -36,6 +36,8 @@ ROOMS = (
     "analysis",
     "face",
     "commands",
+    "cli_options",
+    "cli_looking",
     "cli",
 )
 MODULES = sorted(SRC.rglob("*.py"))

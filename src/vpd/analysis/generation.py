@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from vpd.analysis.names import parse_subcomponent, refuse_other_sites
+from vpd.analysis.prompts import read_prompt, token_prompt
 from vpd.analysis.run import Run
 from vpd.config.targets import TokenData
 from vpd.decomposition import Site, SiteMask, members_in_order
@@ -91,7 +92,8 @@ def generate(
         raise RunError(f"{masking!r} is no masking; write one of {', '.join(MASKINGS)}")
     if n_new < 1 or temperature < 0:
         raise RunError("a continuation has at least one new token, and a temperature of at least 0")
-    ids = _token_ids(run, prompt)
+    given = read_prompt(run, text=prompt) if isinstance(prompt, str) else token_prompt(run, prompt)
+    ids: list[int] = given.batch[0].tolist()
     # Within a stack a site is one array with a layer axis: so are its factors.
     scale = _by_stack(run, _all_factors(run, factors or {}, ablate))
     program = jax.jit(partial(_write, run.experiment.problem, masking, n_new, temperature > 0, threshold))
@@ -102,17 +104,6 @@ def generate(
         whole, before = run.tokenizer.decode([*ids, *made_ids]), run.tokenizer.decode(ids)
         text = whole[len(before) :] if whole.startswith(before) else run.tokenizer.decode(made_ids)
     return Continuation(ids, made_ids, text)
-
-
-def _token_ids(run: Run, prompt: str | Sequence[int]) -> list[int]:
-    target = run.experiment.target
-    vocab = int(target.wte.shape[0]) if isinstance(target, Induction) else target.vocab_size  # pyright: ignore[reportAttributeAccessIssue]  # a language model
-    ids = run.tokenizer.encode([prompt])[0].tolist() if isinstance(prompt, str) else [int(i) for i in prompt]
-    if not ids:
-        raise RunError("the prompt has no tokens; give some text")
-    if outside := [i for i in ids if not 0 <= i < vocab]:
-        raise RunError(f"the prompt has the token {outside[0]}, and the model knows 0 to {vocab - 1}")
-    return ids
 
 
 def _all_factors(run: Run, factors: Factors, ablate: Sequence[str]) -> dict[str, Float[np.ndarray, " _C"]]:

@@ -17,7 +17,7 @@ from vpd.analysis.harvest.store import write_harvest
 from vpd.analysis.harvest.totals import Totals
 from vpd.analysis.run import Run
 from vpd.errors import RunError, Stopped
-from vpd.progress import training_meter
+from vpd.progress import bar_unless, training_meter
 from vpd.signals import StopSignals
 
 # Seconds between saves; more where saving takes long.
@@ -78,7 +78,7 @@ def _read(run: Run, settings: Settings, parts: Parts, shard: int, quiet: bool) -
     with (
         StopSignals() as signals,
         signals.deferred() as stopped,
-        training_meter(len(own) * rows, totals.batches * rows, "nothing" if quiet else "bar", what, unit) as meter,
+        training_meter(len(own) * rows, totals.batches * rows, bar_unless(quiet), what, unit) as meter,
     ):
         for number in own[totals.batches :]:
             batch = take(number)

@@ -80,7 +80,7 @@ class Others:
 
 
 def load_others(run: Path, harvest: Harvest) -> Others:
-    """The only attributions and clusters of a run; of several, none is better than another, and a notice says so."""
+    """The only attributions and clusters of a run; where there are several a notice: none is better than another."""
     attributions, clusters = None, None
     if artefact_names(run, "attributions"):
         try:
