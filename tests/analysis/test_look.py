@@ -73,7 +73,7 @@ def test_pages(harvested: Harvested, tmp_path: Path) -> None:
     for page in (text, *pages.values()):
         for link in re.findall(r'href="([^"#]+)', page):
             assert (index.parent / link).is_file()
-        assert "http" not in page and "src=" not in page
+        assert "http:" not in page and "https:" not in page and "src=" not in page
     write_pages(tmp_path / "pages", found, Others())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine").touch()

@@ -55,7 +55,7 @@ class Continuation:
 def generate(
     run: Run,
     prompt: str | Sequence[int],
-    masking: Masking = "target",
+    masking: str = "target",
     n_new: int = 24,
     factors: Factors | None = None,
     ablate: Sequence[str] = (),

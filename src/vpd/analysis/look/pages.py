@@ -46,7 +46,7 @@ class _Row:
 def write_component_page(path: Path, harvest: Harvest, evidence: Evidence) -> None:
     """One subcomponent with all that is known of it, in one file."""
     facts = _facts(harvest)
-    write_atomically(path, render_page("component.html.jinja", None, e=evidence, visible=visible, **facts))
+    write_atomically(path, render_page("component.html.jinja", e=evidence, visible=visible, **facts))
 
 
 def write_pages(folder: Path, harvest: Harvest, others: Others) -> Path:
@@ -96,11 +96,11 @@ def _write_all(folder: Path, harvest: Harvest, others: Others) -> None:
         rows += [_row(e) for e in found]
         if found:
             given = {"site": site, "size": C, "components": found, "visible": visible, "link": link}
-            page = render_page("site.html.jinja", None, **given, **facts)
+            page = render_page("site.html.jinja", **given, **facts)
             (folder / page_name(site)).write_text(page, encoding="utf-8")
     rows.sort(key=lambda row: row.rank)
     given = {"rows": rows, "sites": matrices, "total": len(firing), "link": link}
-    (folder / INDEX).write_text(render_page("components.html.jinja", None, **given, **facts), encoding="utf-8")
+    (folder / INDEX).write_text(render_page("components.html.jinja", **given, **facts), encoding="utf-8")
 
 
 def page_name(site: str) -> str:
