@@ -102,7 +102,7 @@ def test_the_graph_of_a_prompt(run: Run) -> None:
         ({"tokens": "1", "text": "a"}, "give one input"),
         ({"text": "a"}, "--tokens 1,2,3"),
         ({"tokens": ""}, "the prompt is empty"),
-        ({"tokens": "1,x"}, "write token ids"),
+        ({"tokens": "1,x"}, "'x' is no token id"),
         ({"tokens": "1,64"}, "knows no token 64; its tokens are 0 to 63"),
         ({"tokens": "-1"}, "knows no token -1"),
         ({"tokens": ",".join(["1"] * 33)}, "has 33 tokens and .* reads at most 32"),

@@ -310,7 +310,7 @@ def test_a_smaller_batch_counts_by_its_positions(monkeypatch: pytest.MonkeyPatch
 
     uneven, small, whole = suite(part, 2), suite(smaller, 2), suite(together, 1)
     programs = (uneven._run, small._run)
-    monkeypatch.setattr(uneven, "_run", lambda *given: programs[int(given[4])](*given))
+    monkeypatch.setattr(uneven, "_run", lambda *given: programs[int(given[5])](*given))
     got, want = (s.evaluate(state.decomposition, {}, 0, slow=False) for s in (uneven, whole))
     compared = [name for name in want.metrics if not name.startswith("loss/Stochastic")]
     assert {"loss/CIMaskedReconLoss", "CI_L0/linear1", "loss/ImportanceMinimalityLoss"} <= set(compared)

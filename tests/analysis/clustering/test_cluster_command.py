@@ -87,6 +87,31 @@ def test_against_itself(cluster: Cluster, folder: Path) -> None:
     assert all(pair["here"] == pair["there"] for pair in found["pairs"] if pair["jaccard"] < 1)
 
 
+def test_against_another_checkpoint(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
+    """The agreement is that of the dense firings of both, by every way to pair the clusters."""
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    assert cluster(*EVERY, "--name", "then", "--step", 10, "--alpha", 3, "--json", "--quiet").code == 0
+    (other / "clusters").mkdir(exist_ok=True)
+    shutil.move(folder / "clusters" / "then", other / "clusters" / "then")
+    assert cluster(*EVERY, "--name", "then", "--alpha", 3, "--json", "--quiet").code == 0
+    found = json.loads(cluster("--against", other, "--name", "then", "--json", "--quiet").out)
+
+    places, fires = (folder, other), []
+    runs = [open_run(folder), open_run(other, 10)]
+    firings = collect(runs, Sampling(300, 0.0, "train", min_firings=1))
+    for run, place, seen in zip(runs, places, firings, strict=True):
+        clusters, dense = load_clusters(place, "then"), seen.matrix().toarray().astype(bool)
+        members = [[run.axis.place(one) for one in clusters.members(k)] for k in range(len(clusters))]
+        fires.append(np.stack([dense[:, some].any(axis=1) for some in members]))
+    for pair in found["pairs"]:
+        here, there = fires[0][pair["here"]], fires[1][pair["there"]]
+        assert pair["jaccard"] == pytest.approx((here & there).sum() / (here | there).sum())
+    weights = [fires[0][p["here"]].mean() + fires[1][p["there"]].mean() for p in found["pairs"]]
+    total = fires[0].mean(axis=1).sum() + fires[1].mean(axis=1).sum()
+    agreement = np.dot([p["jaccard"] for p in found["pairs"]], weights) / total
+    assert found["agreement"] == pytest.approx(agreement) and agreement < 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -22,6 +22,7 @@ _CELL, _ROW = 0.42, 0.62
 Places = dict[Node, tuple[float, float]]
 
 
+@STYLE
 def graph_figure(graph: Graph, prompt: Prompt, text: Callable[[Node], str], sites: Sequence[str]) -> Figure:
     """A graph in layers: sites upwards in the order of the forward pass, positions to the right.
 
@@ -36,32 +37,31 @@ def graph_figure(graph: Graph, prompt: Prompt, text: Callable[[Node], str], site
     columns = sorted({node.position for node in nodes})
     places, edges_of_columns = _places(graph, nodes, rows, columns)
     width = max(edges_of_columns[-1], 4) * _CELL
-    with STYLE:
-        figure = Figure(figsize=(max(5.5, width + 2.4), max(2.6, _ROW * len(rows) + 1.5)))
-        axes = figure.add_subplot()
-        for row in range(len(rows)):
-            axes.axhline(row, color="#eeeeee", zorder=0)
-        for x in edges_of_columns[1:-1]:
-            axes.axvline(x, color="#eeeeee", zorder=0)
-        kept = [edge for edge in graph.edges if edge.source in places and edge.target in places][:MAX_EDGES]
-        for edge in reversed(kept):
-            _draw_edge(axes, edge, places, kept[0].strength)
-        for node, (x, y) in places.items():
-            _draw_node(axes, x, y, text(node), graph.influence[node])
-        axes.set_yticks(range(len(rows)), rows)
-        middles = [(a + b) / 2 for a, b in itertools.pairwise(edges_of_columns)]
-        words = [_word(prompt.words[position]) for position in columns]
-        axes.set_xticks(middles, [f"{word}\n{position}" for word, position in zip(words, columns, strict=True)])
-        axes.set_xlabel("token and position" if prompt.has_tokens else "input")
-        axes.set_xlim(edges_of_columns[0], edges_of_columns[-1])
-        axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        lines = [Line2D([], [], color=colour, linewidth=2) for colour in (BLUE, VERMILLION)]
-        figure.legend(lines, ["raises its target", "lowers it"], loc="outside upper right", ncols=2, fontsize=8)
-        left_out = len(graph.edges) - len(kept)
-        title = f"{len(graph.influence)} nodes, {len(graph.edges)} edges"
-        axes.set_title(f"{title} ({left_out} weaker ones not drawn)" if left_out else title, loc="left", fontsize=9)
+    figure = Figure(figsize=(max(5.5, width + 2.4), max(2.6, _ROW * len(rows) + 1.5)))
+    axes = figure.add_subplot()
+    for row in range(len(rows)):
+        axes.axhline(row, color="#eeeeee", zorder=0)
+    for x in edges_of_columns[1:-1]:
+        axes.axvline(x, color="#eeeeee", zorder=0)
+    kept = [edge for edge in graph.edges if edge.source in places and edge.target in places][:MAX_EDGES]
+    for edge in reversed(kept):
+        _draw_edge(axes, edge, places, kept[0].strength)
+    for node, (x, y) in places.items():
+        _draw_node(axes, x, y, text(node), graph.influence[node])
+    axes.set_yticks(range(len(rows)), rows)
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(edges_of_columns)]
+    words = [_word(prompt.words[position]) for position in columns]
+    axes.set_xticks(middles, [f"{word}\n{position}" for word, position in zip(words, columns, strict=True)])
+    axes.set_xlabel("token and position" if prompt.has_tokens else "input")
+    axes.set_xlim(edges_of_columns[0], edges_of_columns[-1])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    lines = [Line2D([], [], color=colour, linewidth=2) for colour in (BLUE, VERMILLION)]
+    figure.legend(lines, ["raises its target", "lowers it"], loc="outside upper right", ncols=2, fontsize=8)
+    left_out = len(graph.edges) - len(kept)
+    title = f"{len(graph.influence)} nodes, {len(graph.edges)} edges"
+    axes.set_title(f"{title} ({left_out} weaker ones not drawn)" if left_out else title, loc="left", fontsize=9)
     return figure
 
 
@@ -128,6 +128,7 @@ def _word(word: str) -> str:
     return plain if plain.strip() else "␣" * max(1, len(plain))
 
 
+@STYLE
 def strengths_figure(table: Float[np.ndarray, "n m"], sources: Sequence[str], targets: Sequence[str]) -> Figure:
     """Which sites feed which: rows write, columns read; each column as parts of its whole.
 
@@ -138,14 +139,13 @@ def strengths_figure(table: Float[np.ndarray, "n m"], sources: Sequence[str], ta
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         parts = np.nan_to_num(table / table.sum(0))
-    with STYLE:
-        size = (2.6 + 0.26 * len(targets), 2.2 + 0.2 * len(sources))
-        figure = Figure(figsize=size)
-        axes = figure.add_subplot()
-        image = axes.imshow(parts, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        axes.set_yticks(range(len(sources)), sources, fontsize=7)
-        axes.set_xticks(range(len(targets)), targets, fontsize=7, rotation=90)
-        axes.set_ylabel("source")
-        axes.set_xlabel("target")
-        figure.colorbar(image, ax=axes, label="part of what flows into the target", shrink=0.8)
+    size = (2.6 + 0.26 * len(targets), 2.2 + 0.2 * len(sources))
+    figure = Figure(figsize=size)
+    axes = figure.add_subplot()
+    image = axes.imshow(parts, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.set_yticks(range(len(sources)), sources, fontsize=7)
+    axes.set_xticks(range(len(targets)), targets, fontsize=7, rotation=90)
+    axes.set_ylabel("source")
+    axes.set_xlabel("target")
+    figure.colorbar(image, ax=axes, label="part of what flows into the target", shrink=0.8)
     return figure

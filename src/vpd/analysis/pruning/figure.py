@@ -17,16 +17,16 @@ _SITUATIONS = {
 }
 
 
+@STYLE
 def pruning_figure(found: Pruning) -> Figure:
     """Left what subsets do (lower is nearer to the target, but for the last group), right how many of each site."""
-    with STYLE:
-        sites = list(found.subsets[SUBSET].masks)
-        figure = Figure(figsize=(11.0, max(3.4, 1.0 + 0.26 * len(sites))))
-        left, right = figure.subplots(1, 2, width_ratios=(1.3, 1.0))
-        _does(left, found)
-        _where(right, found, sites)
-        handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=9)
+    sites = list(found.subsets[SUBSET].masks)
+    figure = Figure(figsize=(11.0, max(3.4, 1.0 + 0.26 * len(sites))))
+    left, right = figure.subplots(1, 2, width_ratios=(1.3, 1.0))
+    _does(left, found)
+    _where(right, found, sites)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=9)
     return figure
 
 
