@@ -235,10 +235,10 @@ def test_the_command_writes_tables_figures_and_a_page(
     assert again.code == 2 and "is there already" in again.err
     for bad, why in (
         (("--tokens", "3,x"), "is no token id"),
-        (("--tokens", "3,99"), "ids go from 0 to 19"),
+        (("--tokens", "3,99"), "its tokens are 0 to 19"),
         (("--layer", "9"), "there is no layer '9'"),
         (("--masking", "half"), "neither ci nor target"),
-        (("--tokens", "1", "--prompt", "w1"), "give one of them"),
+        (("--tokens", "1", "--prompt", "w1"), "give one input"),
     ):
         refused = called(monkeypatch, capfd, "attention", run.path, "--name", "other", *bad)
         assert refused.code == 2 and why in refused.err and refused.err.count("\n") == 1, refused.err
