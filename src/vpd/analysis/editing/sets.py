@@ -114,11 +114,11 @@ class _Chooser:
         self._tokens: Continuation | None = None
         if word in (ALL, REPEATED):
             if word == REPEATED:
-                _refuse_without_sequence(run, word)
+                refuse_without_sequence(run, word)
         elif word.startswith(FEATURE):
             self._feature = _feature(run, word)
         elif ARROW in word:
-            _refuse_without_sequence(run, word)
+            refuse_without_sequence(run, word)
             self._tokens = continuation(run, word)
         else:
             raise RunError(
@@ -136,7 +136,12 @@ class _Chooser:
         return np.ones(self._run.leading(jnp.asarray(batch)), bool)
 
 
-def _refuse_without_sequence(run: Run, word: str) -> None:
+def refuse_without_sequence(run: Run, word: str) -> None:
+    """Refuse what asks for tokens of a network that reads none.
+
+    Raises:
+        RunError: with what can be asked for.
+    """
     if not isinstance(run.experiment.target, Induction | LanguageModel):
         raise RunError(
             f"{word!r} means positions of tokens, and {run.path} decomposes a network that reads none; "
@@ -203,7 +208,7 @@ def _prompts(run: Run, word: str) -> list[Continuation] | None:
     path = Path(word).expanduser()
     if ARROW in word or not path.is_file():
         return None
-    _refuse_without_sequence(run, word)
+    refuse_without_sequence(run, word)
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
