@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vpd import ConfigError, RunError, VpdError, hosts, read_run_file
+from vpd.analysis.artefacts import artefact_path
 from vpd.config.targets import FileSpec
 from vpd.data.folder_lock import held
 from vpd.data.packages import package_place
@@ -42,7 +43,7 @@ def test_no_module_unpickles_or_unpacks(path: Path) -> None:
             continue
         called, given = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
         assert called not in ("eval", "exec", "torch.load", "np.fromfile", "shutil.unpack_archive")
-        assert called != "np.load" or given.get("allow_pickle") == "False"
+        assert given.get("allow_pickle", "False") == "False"  # which is its default
         assert called != "YAML" or given.get("typ") == "'safe'"
         assert given.get("shell", "False") == "False" and not called.endswith(".extractall")
 
@@ -76,6 +77,12 @@ def test_a_package_holds_what_lies_inside_it_alone(inside: str) -> None:
     with pytest.raises(VpdError, match="name a path inside it"):
         package_place(f"package:jax/{inside}")
     assert package_place("package:jax/numpy/../version.py")[1].name == "version.py"
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", ".x", "..", ""])
+def test_what_analyses_write_lies_in_the_run_directory(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="can't be the name of a folder"):
+        artefact_path(tmp_path, "harvest", name)
 
 
 def test_a_link_in_a_folder_from_outside_is_not_written_through(tmp_path: Path) -> None:

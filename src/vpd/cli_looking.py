@@ -77,7 +77,7 @@ def harvest(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Read one part of N only; the one that ends last merges them.")
     ] = None,
-    name: Annotated[str, typer.Option(help="Of the harvest.")] = "first",
+    name: Annotated[str, typer.Option(help="Folder under harvest/.")] = "default",
     step: Annotated[int | None, typer.Option(help="Checkpoint to read; the latest by default.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a harvest of this name.")] = False,
     as_json: Json = False,

@@ -43,10 +43,10 @@ Harvested = tuple[Run, Settings]
 
 
 def _harvested(run: Run, folder: Path) -> Harvested:
-    """A copy of a run with one harvest, ``first``; tests may add others, and change none."""
+    """A copy of a run with one harvest, ``default``; tests may add others, and change none."""
     run = copied(run, folder)
     settings = settings_of(run)
-    assert harvest(run, settings, quiet=True) == run.path / "harvest" / "first"
+    assert harvest(run, settings, quiet=True) == run.path / "harvest" / "default"
     return run, settings
 
 

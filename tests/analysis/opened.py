@@ -55,7 +55,11 @@ def opened(name: str, folder: Path, roles: Sequence[str] = "qkvo", model: Any = 
             model = model or init_induction(**sizes, seed=0)
         else:
             document["target"] = {"spec": {"kind": "file", "path": str(folder), "model_class": kind}}
-            document["data"] = {"dataset_name": "none", "tokenizer_name": "none", "max_seq_len": 8}
+            document["data"] = {
+                "dataset_name": "none",
+                "tokenizer_name": str(folder / "tokenizer.json"),
+                "max_seq_len": 8,
+            }
             model = model or MODELS[name](2)
         experiment = build(read_run_file(document).config, model, train_batch=_tokens)
     decomposition = first_state(experiment).decomposition

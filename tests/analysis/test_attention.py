@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from data.texts import WORDS, write_tokenizer
 from opened import opened
 from targets.language_models import SCALING
 from tiny_run import called
@@ -219,11 +220,13 @@ def test_the_command_writes_tables_figures_and_a_page(
 ) -> None:
     run = runs["llama"]
     monkeypatch.setattr("vpd.commands.attention.open_run", lambda path: run)
-    given = ("attention", run.path, "--tokens", "3,1,4,1,5", "--top", 2, "--batches", 1, "--layer", 1, "--quiet")
+    write_tokenizer(run.path / "tokenizer.json", WORDS[:18])
+    given = ("attention", run.path, "--prompt", "w1 w5 w2 w5 w3", "--top", 2, "--batches", 1, "--layer", 1, "--quiet")
     first = called(monkeypatch, capfd, *given, "--json")
     assert first.code == 0, first.err
     said = json.loads(first.out)
     folder = run.path / "attention" / "first"
+    assert said["tokens"] == [3, 7, 4, 7, 5]
     assert said["layers"] == ["model.layers.1"] and len(said["queries_keys"]) == 2 and len(said["prompt"]) == 8
     assert {path.suffix for path in folder.iterdir()} == {".csv", ".png", ".npz", ".json", ".html"}
     with (folder / "prompt.csv").open() as file:
@@ -235,10 +238,10 @@ def test_the_command_writes_tables_figures_and_a_page(
     assert again.code == 2 and "is there already" in again.err
     for bad, why in (
         (("--tokens", "3,x"), "is no token id"),
-        (("--tokens", "3,99"), "ids go from 0 to 19"),
+        (("--tokens", "3,99"), "its tokens are 0 to 19"),
         (("--layer", "9"), "there is no layer '9'"),
         (("--masking", "half"), "neither ci nor target"),
-        (("--tokens", "1", "--prompt", "w1"), "give one of them"),
+        (("--tokens", "1", "--prompt", "w1"), "give one input"),
     ):
         refused = called(monkeypatch, capfd, "attention", run.path, "--name", "other", *bad)
         assert refused.code == 2 and why in refused.err and refused.err.count("\n") == 1, refused.err

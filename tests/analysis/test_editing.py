@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ from opened import opened
 from tiny_run import called
 
 from vpd import ConfigError, Edit, RunError, SiteMask
+from vpd.analysis.editing.continuations import learned_continuations
 from vpd.analysis.editing.effect import effects
 from vpd.analysis.editing.search import rank_ablations
 from vpd.analysis.editing.sets import Examples, examples_of
@@ -179,6 +181,24 @@ def test_candidates_are_ranked_by_what_ablating_them_does(induction: Run) -> Non
     )
 
 
+def test_learned_continuations(induction: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sequences over and over: every four tokens of them occur once in each sequence that has them."""
+    same = replace(induction, experiment=replace(induction.experiment, train_batch=lambda seed, step: TOKENS))
+    monkeypatch.setattr("vpd.analysis.editing.continuations.LEAST_PROBABILITY", 0.0)
+    found = learned_continuations(same, 5, 100, quiet=True)
+    keys = {tuple(row[t : t + 4]) for row in np.asarray(TOKENS).tolist() for t in range(5)}
+    assert {one.text for one in found} == {f"{a},{b},{c}=>{d}" for a, b, c, d in keys}
+    assert {(one.sequences, one.occurrences) for one in found} == {(5, 5)}
+    p = np.asarray(jax.nn.softmax(induction.output(TOKENS), axis=-1))
+    first = next(one for one in found if one.text == "3,1,4=>1")
+    np.testing.assert_allclose(first.probability, p[0, 2, 1], rtol=1e-4)
+    ci = induction.axis.joined({s: np.asarray(x) for s, x in induction.causal_importances(TOKENS).items()})
+    assert first.subcomponents == int(np.sum(ci[0, 2] - ci.mean(axis=(0, 1)) > 0.2))
+    monkeypatch.undo()
+    with pytest.raises(RunError, match="give more --batches"):
+        learned_continuations(same, 4, 3, quiet=True)
+
+
 def first_of(found: Iterator[Examples]) -> Examples:
     return next(found)
 
@@ -225,9 +245,9 @@ def test_sets_of_another_network(tms: Run, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("3,1,4\n")
     for on, why in (
-        ("repeated", "reads no sequence of tokens"),
-        ("1=>2", "reads no sequence"),
-        (str(prompts), "reads no sequence"),
+        ("repeated", "means positions of tokens"),
+        ("1=>2", "means positions of tokens"),
+        (str(prompts), "means positions of tokens"),
         ("feature:5", "from 0 to 4"),
     ):
         with pytest.raises(RunError, match=why):
@@ -326,7 +346,7 @@ def test_the_command(
         (("--save", tmp_path / "n"), "nothing is edited"),
         ((), "nothing to edit"),
         (("--ablate", "linear1:0", "--off", "all"), "give --on too"),
-        (("--ablate", "linear1:0", "--on", "repeated"), "reads no sequence"),
+        (("--ablate", "linear1:0", "--on", "repeated"), "means positions of tokens"),
     ):
         refused = called(monkeypatch, capfd, "edit", tms.path, *bad)
         assert refused.code == 2 and why in refused.err and refused.err.count("\n") == 1, refused.err

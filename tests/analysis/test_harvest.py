@@ -89,7 +89,7 @@ def assert_same_windows(one: Harvest, other: Harvest) -> None:
 
 def test_counts_equal_a_naive_pass(harvested: tuple[Run, Settings]) -> None:
     run, settings = harvested
-    found = open_harvest(run.path, "first")
+    found = open_harvest(run.path, "default")
     expected = naive(run, settings)
     assert 0 < expected["firing"].sum() < len(run.axis) * settings.positions
     got = arrays(found)
@@ -148,12 +148,12 @@ def test_shards_and_interruptions_change_nothing(
     with pytest.raises(RunError, match=r"was begun with threshold .* and not 0.75"):
         harvest(run, replace(settings, threshold=0.75), "stopped", quiet=True)
     harvest(run, settings, "stopped", quiet=True)
-    whole = open_harvest(run.path, "first")
+    whole = open_harvest(run.path, "default")
     for name in ("four", "stopped"):
         other = open_harvest(run.path, name)
         assert_same(arrays(other), arrays(whole))
         assert_same_windows(other, whole)
-    assert sorted(path.name for path in (run.path / "harvest").iterdir()) == ["first", "four", "stopped"]
+    assert sorted(path.name for path in (run.path / "harvest").iterdir()) == ["default", "four", "stopped"]
 
 
 def _stop_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,13 +182,13 @@ def test_what_does_not_fit_in_memory_is_the_same(
     two = replace(settings, shards=2)
     harvest(run, two, "sparse", 0, quiet=True)
     harvest(run, two, "sparse", 1, quiet=True)
-    assert_same(arrays(open_harvest(run.path, "sparse")), arrays(open_harvest(run.path, "first")))
+    assert_same(arrays(open_harvest(run.path, "sparse")), arrays(open_harvest(run.path, "default")))
     assert not list((run.path / "harvest").glob(".*"))
 
 
 def test_statistics_of_a_component(harvested: tuple[Run, Settings]) -> None:
     run, _ = harvested
-    found = open_harvest(run.path, "first")
+    found = open_harvest(run.path, "default")
     n, N = found.firing_counts, found.positions
     place = int(np.argmin(np.where(n > 0, n, N)))
     pairs = found.pairs(place)
@@ -211,7 +211,7 @@ def test_statistics_of_a_component(harvested: tuple[Run, Settings]) -> None:
 def test_read_without_this_package(harvested: tuple[Run, Settings]) -> None:
     """The lines of docs/harvest.md."""
     run, _ = harvested
-    folder = run.path / "harvest" / "first"
+    folder = run.path / "harvest" / "default"
     page = (Path(__file__).parents[2] / "docs" / "harvest.md").read_text()
     for code in page.split("```python\n")[1:]:
         if "read_sql" in code:  # pandas, which is no requirement: the SQL is run without it
@@ -222,7 +222,7 @@ def test_read_without_this_package(harvested: tuple[Run, Settings]) -> None:
             assert pq.read_table(folder / file.strip("/")).column_names == ["i", "j", "count"]
         elif "sqlite3" in code:
             names: dict = {}
-            lines = code.split("```")[0].replace("runs/glassllm/harvest/first", str(folder))
+            lines = code.split("```")[0].replace("runs/glassllm/harvest/default", str(folder))
             exec(compile(lines, "docs/harvest.md", "exec"), names)
             assert len(names["components"]) == len(run.axis) and names["pairs"].num_rows > 0
 
@@ -249,7 +249,7 @@ def test_what_is_refused(language_run: Run, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no shard 3 of 2"):
         harvest(run, replace(settings, shards=2), shard=3, quiet=True)
     harvest(run, settings, quiet=True)
-    path = run.path / "harvest" / "first"
+    path = run.path / "harvest" / "default"
     before = {file.name: file.read_bytes() for file in path.iterdir()}
     with pytest.raises(RunError, match="is there already"):
         harvest(run, settings, quiet=True)

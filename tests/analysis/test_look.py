@@ -1,5 +1,6 @@
 """What is shown of a harvest: evidence, terminal, pages, trials, and the commands that ask for them."""
 
+import io
 import json
 import re
 import sys
@@ -15,7 +16,7 @@ from vpd import RunError
 from vpd.analysis.harvest.reading import open_harvest
 from vpd.analysis.harvest.settings import Settings
 from vpd.analysis.look.evidence import by_density, gather
-from vpd.analysis.look.intruders import key_path, make_trials, score_answers, write_trials
+from vpd.analysis.look.intruders import key_path, make_trials, marked, score_answers, write_trials
 from vpd.analysis.look.listing import evenly_ranked, markdown
 from vpd.analysis.look.pages import write_pages
 from vpd.analysis.look.related import Others
@@ -27,7 +28,7 @@ Harvested = tuple[Run, Settings]
 
 def test_evidence_is_the_harvest(harvested: Harvested) -> None:
     run, _ = harvested
-    found = open_harvest(run.path, "first")
+    found = open_harvest(run.path, "default")
     place = int(by_density(found)[0])
     e = gather(found, place)
     assert e.rank == 1 and e.component.name == str(run.axis.at(place))
@@ -48,11 +49,10 @@ def test_evidence_is_the_harvest(harvested: Harvested) -> None:
 
 def test_terminal(harvested: Harvested) -> None:
     run, _ = harvested
-    found = open_harvest(run.path, "first")
-    console = Console(record=True, width=140, file=open("/dev/null", "w"))  # noqa: SIM115
+    found = open_harvest(run.path, "default")
+    console = Console(record=True, width=140, file=io.StringIO())
     for place in range(len(found.axis)):
         print_evidence(console, gather(found, place), found.threshold)
-    console.file.close()
     text = console.export_text()
     assert all(one.name in text for one in found.components)
     assert "largest activations" in text and "fires together with" in text
@@ -61,7 +61,7 @@ def test_terminal(harvested: Harvested) -> None:
 
 def test_pages(harvested: Harvested, tmp_path: Path) -> None:
     run, _ = harvested
-    found = open_harvest(run.path, "first")
+    found = open_harvest(run.path, "default")
     index = write_pages(tmp_path / "pages", found, Others())
     text = index.read_text()
     fired = [one for one in found.components if one.firing_count]
@@ -73,7 +73,7 @@ def test_pages(harvested: Harvested, tmp_path: Path) -> None:
     for page in (text, *pages.values()):
         for link in re.findall(r'href="([^"#]+)', page):
             assert (index.parent / link).is_file()
-        assert "http" not in page and "src=" not in page
+        assert "http:" not in page and "https:" not in page and "src=" not in page
     write_pages(tmp_path / "pages", found, Others())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine").touch()
@@ -84,7 +84,7 @@ def test_pages(harvested: Harvested, tmp_path: Path) -> None:
 
 def test_listing_is_by_rank(harvested: Harvested) -> None:
     run, _ = harvested
-    found = open_harvest(run.path, "first")
+    found = open_harvest(run.path, "default")
     chosen = evenly_ranked(found, 3)
     counts = found.firing_counts[chosen]
     assert (counts >= 20).all() and list(counts) == sorted(counts, reverse=True)
@@ -97,7 +97,7 @@ def test_listing_is_by_rank(harvested: Harvested) -> None:
 
 def test_trials(harvested_text: Harvested, tmp_path: Path) -> None:
     run, _ = harvested_text
-    found = open_harvest(run.path, "first")
+    found = open_harvest(run.path, "default")
     trials = make_trials(found, 12, seed=3)
     assert trials == make_trials(found, 12, seed=3) != make_trials(found, 12, seed=4)
     path = tmp_path / "trials.json"
@@ -130,8 +130,6 @@ def test_trials(harvested_text: Harvested, tmp_path: Path) -> None:
 
 
 def _texts(found, name: str) -> set[str]:
-    from vpd.analysis.look.intruders import marked
-
     return {marked(found, window) for window in found.windows(found.place(name)) if window.kind == "sampled"}
 
 
@@ -142,7 +140,7 @@ def _answered(path: Path, shown: dict, answers: list) -> None:
 
 def test_trials_need_something_to_read(harvested_toy: Harvested) -> None:
     with pytest.raises(RunError, match="without a sequence of tokens"):
-        make_trials(open_harvest(harvested_toy[0].path, "first"), 3)
+        make_trials(open_harvest(harvested_toy[0].path, "default"), 3)
 
 
 @pytest.fixture
@@ -181,7 +179,7 @@ def test_commands(harvested_toy: Harvested, vpd: Callable, tmp_path: Path) -> No
 
 def test_a_table_of_all_subcomponents(harvested: Harvested, tiny_run: Run) -> None:
     run, _ = harvested
-    found = open_harvest(run.path, "first")
+    found = open_harvest(run.path, "default")
     if (run.path / "harvest" / "second").exists():
         return
     table = run.table()

@@ -55,7 +55,7 @@ class Continuation:
 def generate(
     run: Run,
     prompt: str | Sequence[int],
-    masking: Masking = "target",
+    masking: str = "target",
     n_new: int = 24,
     factors: Factors | None = None,
     ablate: Sequence[str] = (),
@@ -96,10 +96,9 @@ def generate(
     ids: list[int] = given.batch[0].tolist()
     # Within a stack a site is one array with a layer axis: so are its factors.
     scale = _by_stack(run, _all_factors(run, factors or {}, ablate))
-    program = jax.jit(partial(_write, run.experiment.problem, masking, n_new, temperature > 0))
-    values = jnp.asarray([temperature, threshold], jnp.float32)
-    window = jnp.asarray(ids, jnp.int32)[None]
-    made_ids = np.asarray(program(target, run.decomposition, window, scale, values, stream(seed, "generate"))).tolist()
+    program = jax.jit(partial(_write, run.experiment.problem, masking, n_new, temperature > 0, threshold))
+    window, heat = jnp.asarray(ids, jnp.int32)[None], jnp.asarray(temperature, jnp.float32)
+    made_ids = np.asarray(program(target, run.decomposition, window, scale, heat, stream(seed, "generate"))).tolist()
     text = None
     if isinstance(run.config.data, TokenData):
         whole, before = run.tokenizer.decode([*ids, *made_ids]), run.tokenizer.decode(ids)
@@ -137,17 +136,17 @@ def _write(
     masking: Masking,
     n_new: int,
     drawn: bool,
+    threshold: float,
     target: Target,
     decomposition: Decomposition,
     window: Int[Array, "1 T"],
     factors: dict[str, Float[Array, "..."]],
-    values: Float[Array, "2"],
+    temperature: Float[Array, ""],
     key: Key[Array, ""],
 ) -> Int[Array, " n_new"]:
-    """The new tokens; ``values`` are temperature and threshold."""
+    """The new tokens."""
     net = cast_compute(problem, target)
     components = cast_compute(problem, decomposition.components)
-    temperature, threshold = values
 
     def masks(window: Int[Array, "1 T"], key: Key[Array, ""]) -> dict[str, SiteMask]:
         clean, inputs, _, _ = recorded_forward(net, window, problem.sites)
@@ -158,7 +157,7 @@ def _write(
             live = [site for site in problem.sites if site.name in factors]
             made_masks = {site.name: _whole(site, leading, ci[site.name]) for site in live}
         else:
-            found = masks_of(_MEASURED[masking], scene, ci, key, threshold)  # pyright: ignore[reportArgumentType]  # a traced number
+            found = masks_of(_MEASURED[masking], scene, ci, key, threshold)
             made_masks = {name: made(mask) for name, mask in found.items()}
         return {name: _scaled(mask, factors.get(name), len(leading)) for name, mask in made_masks.items()}
 

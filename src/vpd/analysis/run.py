@@ -41,7 +41,7 @@ from vpd.training.step import Problem, lower_importances
 if TYPE_CHECKING:
     from vpd.analysis.editing.edited import Edited
     from vpd.analysis.editing.edits import Edit
-    from vpd.analysis.generation import Continuation, Masking
+    from vpd.analysis.generation import Continuation
     from vpd.analysis.table import ComponentTable
     from vpd.data.tokenizer import TextTokenizer
 
@@ -124,7 +124,7 @@ class Run:
 
         return component_table(self, threshold)
 
-    def generate(self, prompt: str | Sequence[int], masking: "Masking" = "target", **how: Any) -> "Continuation":
+    def generate(self, prompt: str | Sequence[int], masking: str = "target", **how: Any) -> "Continuation":
         """Continue a prompt under a masking; see :func:`vpd.analysis.generation.generate` for the arguments."""
         from vpd.analysis.generation import generate  # as above
 

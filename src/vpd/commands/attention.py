@@ -175,9 +175,10 @@ def as_csv(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def _cells(rows: Sequence[Row]) -> dict[str, list[list[str]] | list[str]]:
-    head = list(rows[0])
-    return {"head": head, "rows": [[_cell(row[key]) for key in head] for row in rows]}
+def _cells(rows: Sequence[Row]) -> dict[str, object]:
+    """A table of the page: the words at its head, which columns are numbers, and its cells."""
+    numeric = [isinstance(value, int | float) for value in rows[0].values()]
+    return {"head": list(rows[0]), "numeric": numeric, "rows": [[_cell(x) for x in row.values()] for row in rows]}
 
 
 def _cell(value: object) -> str:

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vpd.analysis.editing.sets import ARROW, continuation
-from vpd.analysis.prompts import refuse_without_tokens
+from vpd.analysis.editing.sets import ARROW, continuation, refuse_without_sequence
 from vpd.analysis.run import Run
 from vpd.config.targets import TokenData
 from vpd.errors import RunError
@@ -62,7 +61,7 @@ def learned_continuations(run: Run, batches: int, most: int, quiet: bool = False
     Raises:
         RunError: a network without tokens, or nothing that repeats.
     """
-    refuse_without_tokens(run)
+    refuse_without_sequence(run, "--find")
     draw = run.experiment.eval_batch or run.experiment.train_batch
     seed = jnp.asarray(run.config.pd.seed, jnp.uint32)
     program = jax.jit(_cross_entropies)

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from vpd.analysis.prompts import parsed_tokens, refuse_without_tokens, token_prompt
+from vpd.analysis.prompts import parsed_tokens, token_prompt
 from vpd.analysis.run import Run
 from vpd.config.targets import TokenData
 from vpd.data.tokenizer import TextTokenizer
 from vpd.errors import RunError
-from vpd.targets import TMS, ResidMLP
+from vpd.targets import TMS, Induction, LanguageModel, ResidMLP
 
 ALL, REPEATED, REST, FEATURE, ARROW = "all", "repeated", "rest", "feature:", "=>"
 
@@ -114,11 +114,11 @@ class _Chooser:
         self._tokens: Continuation | None = None
         if word in (ALL, REPEATED):
             if word == REPEATED:
-                refuse_without_tokens(run)
+                refuse_without_sequence(run, word)
         elif word.startswith(FEATURE):
             self._feature = _feature(run, word)
         elif ARROW in word:
-            refuse_without_tokens(run)
+            refuse_without_sequence(run, word)
             self._tokens = continuation(run, word)
         else:
             raise RunError(
@@ -134,6 +134,19 @@ class _Chooser:
         if self._word == REPEATED:
             return _repeated(batch)
         return np.ones(self._run.leading(jnp.asarray(batch)), bool)
+
+
+def refuse_without_sequence(run: Run, word: str) -> None:
+    """Refuse what asks for tokens of a network that reads none.
+
+    Raises:
+        RunError: with what can be asked for.
+    """
+    if not isinstance(run.experiment.target, Induction | LanguageModel):
+        raise RunError(
+            f"{word!r} means positions of tokens, and {run.path} decomposes a network that reads none; "
+            f"write {ALL}, or {FEATURE}I where it reads sparse features"
+        )
 
 
 def _feature(run: Run, word: str) -> int:
@@ -195,7 +208,7 @@ def _prompts(run: Run, word: str) -> list[Continuation] | None:
     path = Path(word).expanduser()
     if ARROW in word or not path.is_file():
         return None
-    refuse_without_tokens(run)
+    refuse_without_sequence(run, word)
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

@@ -25,7 +25,7 @@ SAVE_SECONDS, SAVE_SHARE = 60.0, 0.1
 
 
 def harvest(
-    run: Run, settings: Settings, name: str = "first", shard: int = 0, force: bool = False, quiet: bool = False
+    run: Run, settings: Settings, name: str = "default", shard: int = 0, force: bool = False, quiet: bool = False
 ) -> Path | None:
     """Read the batches of a shard, or go on with them; the shard that ends last merges all and writes the harvest.
 

@@ -174,7 +174,8 @@ class Harvest:
         )
         with self.database() as connection:
             rows = connection.execute(query, (place,)).fetchall()
-        return [Window(*row[:5], *map(json.loads, row[5:])) for row in rows]
+        # A whole number is written without a point.
+        return [Window(*row[:5], *([float(x) for x in json.loads(text)] for text in row[5:])) for row in rows]
 
     def pairs(self, place: int) -> Pairs:
         """Those that ever fire together with a subcomponent."""
