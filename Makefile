@@ -24,10 +24,10 @@ demo: $(READY)
 	$(VENV)/bin/vpd train examples/tms_5-2.yaml
 
 test: $(READY)
-	$(VENV)/bin/pytest -n 2
+	$(VENV)/bin/pytest -n 2 --dist loadfile
 
 test-slow: $(READY)
-	$(VENV)/bin/pytest -m slow -n 2
+	$(VENV)/bin/pytest -m slow -n 2 --dist loadfile
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check

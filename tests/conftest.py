@@ -6,7 +6,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the suite's time is compiling programs that run once, and half of that is optimising. XLA_FLAGS= has it back.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+from collections.abc import Iterator
+
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 # pydantic checks the configuration itself, and its models use typing.Self, which a function-wise checker can't follow.
@@ -24,3 +27,11 @@ ROOMS = (
 )
 install_import_hook([f"vpd.{room}" for room in ROOMS], "beartype.beartype")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(autouse=True)
+def no_compile_cache_is_left() -> Iterator[None]:
+    """What a run in this process keeps of its programs is no other test's: writing them costs more than it spares."""
+    yield
+    if jax.config.jax_compilation_cache_dir is not None:
+        jax.config.update("jax_compilation_cache_dir", None)

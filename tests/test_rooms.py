@@ -10,6 +10,7 @@ ROOMS = (
     "errors",
     "randomness",
     "signals",
+    "submission",
     "rotary",
     "run_directory",
     "cache",
@@ -35,6 +36,8 @@ ROOMS = (
     "analysis",
     "face",
     "commands",
+    "cli_options",
+    "cli_looking",
     "cli",
 )
 MODULES = sorted(SRC.rglob("*.py"))

@@ -4,6 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vpd.analysis.clustering.store import Clusters, load_clusters
+    from vpd.analysis.editing.edits import Edit
+    from vpd.analysis.harvest.reading import Harvest, open_harvest
     from vpd.analysis.run import Run, open_run
     from vpd.config import RunConfig, read_run_file
     from vpd.decomposition import SiteMask
@@ -14,7 +17,10 @@ if TYPE_CHECKING:
 
 # Imported at first use: a command that only reads a run file should not wait for JAX.
 _HOMES = {
+    "Clusters": "vpd.analysis.clustering.store",
     "ConfigError": "vpd.errors",
+    "Edit": "vpd.analysis.editing.edits",
+    "Harvest": "vpd.analysis.harvest.reading",
     "NonFiniteError": "vpd.errors",
     "Run": "vpd.analysis.run",
     "RunConfig": "vpd.config",
@@ -26,6 +32,8 @@ _HOMES = {
     "VpdError": "vpd.errors",
     "decompose": "vpd.face",
     "kl": "vpd.targets.divergence",
+    "load_clusters": "vpd.analysis.clustering.store",
+    "open_harvest": "vpd.analysis.harvest.reading",
     "open_run": "vpd.analysis.run",
     "read_run_file": "vpd.config",
     "squared_error": "vpd.targets.divergence",
@@ -33,7 +41,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "Clusters",
     "ConfigError",
+    "Edit",
+    "Harvest",
     "NonFiniteError",
     "Run",
     "RunConfig",
@@ -45,6 +56,8 @@ __all__ = [
     "VpdError",
     "decompose",
     "kl",
+    "load_clusters",
+    "open_harvest",
     "open_run",
     "read_run_file",
     "squared_error",

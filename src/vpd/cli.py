@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from vpd.cli_looking import looking
+from vpd.cli_options import Json, Quiet
 from vpd.errors import FamilyError, NonFiniteError, PeerError, Stopped, VpdError
 from vpd.signals import StopSignals
 
@@ -20,10 +22,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Check run files and show their vocabulary.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.", show_default=False)]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+app.add_typer(looking)
 
 
 @app.command()
@@ -88,41 +87,6 @@ def pretrain(
 
 
 @app.command()
-def evaluate(
-    path: RunPath,
-    step: Annotated[
-        str | None, typer.Option(metavar="N|latest", help="Checkpoint to evaluate; the latest by default.")
-    ] = None,
-    metrics: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME,...", help="These alone: of the run file, or types that need no settings; may be repeated."
-        ),
-    ] = None,
-    batches: Annotated[int | None, typer.Option(help="Evaluation batches, in place of eval.n_steps.", min=1)] = None,
-    as_json: Json = False,
-) -> None:
-    """Evaluate a run's decomposition again."""
-    from vpd.commands.evaluate import evaluate_command
-
-    names = [name.strip() for words in metrics or () for name in words.split(",") if name.strip()]
-    evaluate_command(path, step, batches, as_json, names)
-
-
-@app.command()
-def report(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.", show_default=False)],
-    page: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Page of several runs; beside the first by default.")
-    ] = None,
-) -> None:
-    """Write a run's report.html again, or one page with several runs side by side; prints its path."""
-    from vpd.commands.report import report_command
-
-    report_command(paths, page)
-
-
-@app.command()
 def sweep(
     source: Annotated[Path, typer.Argument(metavar="CONFIG", help="Run file to vary.", show_default=False)],
     grids: Annotated[
@@ -139,20 +103,6 @@ def sweep(
     from vpd.commands.sweep import sweep_command
 
     sweep_command(source, grids, folder, name, force)
-
-
-@app.command()
-def compare(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Run directories.", show_default=False)],
-    folder: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder for the page; beside the runs by default.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Compare runs of one target: do they find the same subcomponents?"""
-    from vpd.commands.compare import compare_command
-
-    compare_command(paths, folder, as_json)
 
 
 @config_app.command("check")
@@ -283,6 +233,37 @@ def plan(
     from vpd.commands.plan import plan_command
 
     plan_command(source, devices, hbm, target_config, compute, as_json, quiet)
+
+
+@app.command()
+def launch(
+    source: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="Run file, or a run directory to go on with.", show_default=False)
+    ],
+    time: Annotated[str, typer.Option(help="Of one job, as SLURM writes it: minutes, HH:MM:SS, D-HH:MM:SS.")],
+    nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs of each node.", min=0)] = 0,
+    processes: Annotated[
+        int | None, typer.Option(help="On each node; one, or one for each GPU of several nodes, by default.", min=1)
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="Of SLURM.")] = None,
+    account: Annotated[str | None, typer.Option(help="Of SLURM.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the job; the run's by default.")] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--slurm", metavar="KEY=VALUE", help="Any other option of sbatch.")
+    ] = None,
+    grace: Annotated[int, typer.Option(help="Seconds before the end of a job in which the run saves.", min=1)] = 120,
+    requeues: Annotated[int, typer.Option(help="Times that a job which ran out of time goes on.", min=0)] = 100,
+    local: Annotated[bool, typer.Option("--local", help="On this machine, without SLURM.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be submitted.")] = False,
+    out_dir: Annotated[Path | None, typer.Option(help="Folder for run directories, in place of the file's.")] = None,
+    run_id: Annotated[str | None, typer.Option(help="Name of the run directory, in place of the file's.")] = None,
+) -> None:
+    """Submit a run to SLURM, where it goes on after every preemption; its last line is the run directory."""
+    from vpd.commands.launch import launch_command
+
+    asked = (time, nodes, gpus, processes, partition, account, name, options or [], grace, requeues, local, dry_run)
+    launch_command(source, out_dir, run_id, *asked)
 
 
 @app.command()

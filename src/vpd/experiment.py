@@ -7,7 +7,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import Array, Int32
 
 from vpd.config import changed_fields, read_run_file
 from vpd.config.checks import check_sites
@@ -16,6 +17,7 @@ from vpd.config.targets import FeatureData, LMTarget, PythonTarget, StoredTarget
 from vpd.data.build import Sampler, feature_batches, sampled_batches, sequence_batches
 from vpd.data.feed import Batches, Given, HostBatches, in_program, shape_given
 from vpd.errors import RunError
+from vpd.hosts import several
 from vpd.machine import compiler_options
 from vpd.placement import Placement, put
 from vpd.progress import preparing_meter, say, target_meter
@@ -240,11 +242,14 @@ def inherited_state(experiment: Experiment, record: Mapping[str, object]) -> Tra
 
 
 def place(experiment: Experiment, placement: Placement | None) -> Experiment:
-    """The same experiment on a mesh, its target where it belongs."""
+    """The same experiment on a mesh, its target where it belongs; of a text each process reads its rows."""
     if placement is None:
         return experiment
-    target = experiment.target
-    return replace(experiment, target=put(target, placement.parameters("frozen", target)), placement=placement)
+    target, batches = experiment.target, experiment.train_batch
+    if isinstance(batches, HostBatches) and several():
+        batches = replace(batches, own=placement.own_rows(experiment.config.pd.batch_size))
+    target = put(target, placement.parameters("frozen", target))
+    return replace(experiment, target=target, train_batch=batches, placement=placement)
 
 
 def put_state(experiment: Experiment, state: TrainState) -> TrainState:
@@ -255,10 +260,21 @@ def put_state(experiment: Experiment, state: TrainState) -> TrainState:
 
 
 def put_given(experiment: Experiment, given: Given) -> Given:
-    """Batches ``[n, B, T]`` that were read on the host, where the training program takes them."""
-    if experiment.placement is None or given is None:
+    """Batches ``[n, B, T]`` that were read on the host, or a process's rows of them, where the program takes them."""
+    batches, placement = experiment.train_batch, experiment.placement
+    if placement is None or given is None:
         return given
-    return put(given, experiment.placement.split_batch(given.shape, axis=1))
+    if not isinstance(batches, HostBatches) or batches.own is None:
+        return put(given, placement.split_batch(given.shape, axis=1))
+    first, rows = batches.own[0], np.asarray(given)
+    shape = (given.shape[0], experiment.config.pd.batch_size, *given.shape[2:])
+
+    def part(index: tuple[slice, ...] | None) -> Int32[np.ndarray, "n b T"]:
+        assert index is not None
+        begin, end, _ = index[1].indices(shape[1])
+        return rows[:, begin - first : end - first]
+
+    return jax.make_array_from_callback(shape, placement.split_batch(shape, axis=1), part)
 
 
 def first_state(experiment: Experiment) -> TrainState:

@@ -3,10 +3,12 @@
 import ipaddress
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import jax
 import numpy as np
+from jax._src.lib import _jax  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]  # see join
 from jax.experimental import multihost_utils
 from jaxtyping import Array
 
@@ -34,6 +36,9 @@ def join(coordinator: str | None = None, processes: int | None = None, number: i
     """
     # On a loopback address nothing outside this machine is to reach the coordinator; on another the others must.
     bind = coordinator if coordinator is not None and _is_loopback(coordinator) else None
+    if bind is not None:
+        # On CPU each process listens for the others where the machine's name leads; no option of JAX says where.
+        _jax.make_gloo_tcp_collectives = partial(_jax.make_gloo_tcp_collectives, hostname="127.0.0.1")
     try:
         jax.distributed.initialize(
             coordinator, processes, number, coordinator_bind_address=bind, heartbeat_timeout_seconds=HEARTBEAT

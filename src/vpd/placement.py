@@ -53,6 +53,12 @@ class Placement:
         even = shape[axis] % self.batch_shards == 0
         return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, BATCH)) if even else self.whole()
 
+    def own_rows(self, batch_size: int) -> tuple[int, int]:
+        """The first row of a batch that this process's devices hold a part of, and the one after the last."""
+        held = self.split_batch((batch_size,)).addressable_devices_indices_map((batch_size,)).values()
+        ends = [index[0].indices(batch_size) for index in held if index is not None]
+        return min(first for first, _, _ in ends), max(end for _, end, _ in ends)
+
     def parameter(self, role: Role, shape: Sequence[int]) -> NamedSharding:
         """Of one array: the longest axis that `fsdp` divides is split over it, the longest other one over `model`."""
         axes: list[str | None] = [None] * len(shape)

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -15,6 +15,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 PLAIN_SECONDS = 15.0
 ROOM_FOR_A_BAR = 110  # columns of a terminal; what is watched has to fit on the line beside it
 Show = Literal["bar", "nothing", "json"]
+
+
+def bar_unless(quiet: bool) -> Show:
+    """What is shown of something that has no other choice than ``--quiet``."""
+    return "nothing" if quiet else "bar"
+
+
+# Of a number of units what is called with how many are done.
+Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 
 @runtime_checkable
@@ -131,17 +140,33 @@ def _print_json(at: _State) -> None:
     print(json.dumps(told), flush=True)
 
 
+def watched(what: str, unit: str, quiet: bool = False) -> Watch:
+    """As :func:`training_meter`, for work of which the number of units is found on the way."""
+
+    @contextmanager
+    def watch(total: int) -> Generator[Callable[[int], None]]:
+        with training_meter(total, 0, bar_unless(quiet), what, unit) as meter:
+            yield lambda done: meter(done, {})
+
+    return watch
+
+
+def unwatched(total: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Nobody looks."""
+    return nullcontext(lambda done: None)
+
+
 @contextmanager
 def target_meter(steps: int, quiet: bool = False) -> Generator[Callable[[int], None]]:
     """As :func:`training_meter`, for a target that is trained before it is decomposed."""
-    with training_meter(steps, 0, "nothing" if quiet else "bar", "training the target") as meter:
+    with training_meter(steps, 0, bar_unless(quiet), "training the target") as meter:
         yield lambda done: meter(done, {})
 
 
 @contextmanager
 def preparing_meter(size: int, quiet: bool = False) -> Generator[Callable[[int], None]]:
     """As :func:`training_meter`, for text of so many bytes that is made into tokens."""
-    with training_meter(-(-size // 1000), 0, "nothing" if quiet else "bar", "preparing data", "kB") as meter:
+    with training_meter(-(-size // 1000), 0, bar_unless(quiet), "preparing data", "kB") as meter:
         yield lambda done: meter(-(-done // 1000), {})
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from vpd.errors import RunError
 
@@ -37,6 +38,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def open_lock(path: Path) -> TextIO:
+    """A file to hold a lock on, made where it is not there.
+
+    Raises:
+        RunError: it is a link. A folder may come from someone else, and a link in it lead to any file.
+    """
+    try:
+        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise RunError(f"{path} is a link to another file, which is not followed; delete it") from None
 
 
 @dataclass(frozen=True)
@@ -133,7 +148,7 @@ class RunDirectory:
         if not self.writes:
             return
         line = (json.dumps(finite(record)) + "\n").encode()
-        descriptor = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             before = os.fstat(descriptor).st_size
             if os.write(descriptor, line) < len(line):
@@ -159,7 +174,7 @@ class RunDirectory:
         if not self.writes:
             return
         for draft in (*self.path.glob(".*.*"), *self.path.glob("nonfinite/.*"), *self.path.glob("figures/.*")):
-            if draft.is_dir():
+            if draft.is_dir() and not draft.is_symlink():
                 shutil.rmtree(draft)
             else:
                 draft.unlink()
@@ -177,7 +192,7 @@ class RunDirectory:
         if not self.writes:
             yield lambda: None
             return
-        with (self.path / ".lock").open("w") as file:
+        with open_lock(self.path / ".lock") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

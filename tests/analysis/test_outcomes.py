@@ -8,8 +8,8 @@ import pytest
 from tiny_run import tiny
 
 from vpd import read_run_file
-from vpd.analysis.labels import short_labels
 from vpd.analysis.outcomes import Outcome, TradeOff, last_outcome, trade_off
+from vpd.analysis.run_labels import short_labels
 
 PROBE, PERSISTENT, STOCHASTIC = (
     "loss/PGDReconLoss_3x0.1",

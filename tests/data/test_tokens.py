@@ -78,6 +78,17 @@ def test_processes_share_the_global_batch(process_count: int, prepared: Path) ->
         assert np.array_equal(np.concatenate([part[step] for part in parts]), whole[step])
 
 
+def test_some_rows_of_a_batch(prepared: Path) -> None:
+    whole = batches(prepared, 12)
+    part = whole.between(3, 8)
+    for step in (0, 3, 77):
+        assert np.array_equal(part[step], whole[step][3:8])
+    ahead = part.between(1, 2).from_step(5)
+    assert np.array_equal(next(ahead), whole[5][4:5])
+    ahead.close()
+    assert len(whole[0]) == 12
+
+
 def test_read_ahead_is_the_same(prepared: Path) -> None:
     drawn = batches(prepared)
     ahead = drawn.from_step(19)

@@ -11,6 +11,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "config"))  # good_file.py and bad_files.py
 
+from tiny_language_model import make_place
 from tiny_run import Vpd, called, write_file
 
 
@@ -48,3 +49,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     with jax.numpy_dtype_promotion("standard"):
         return decompose(write_file(folder), out_dir=folder / "runs", quiet=True).path
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a language model, a tokenizer and texts."""
+    return make_place(tmp_path_factory.mktemp("language"))

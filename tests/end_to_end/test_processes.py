@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any  # records are nested anything
 
 import pytest
+from tiny_language_model import written
 from tiny_run import Vpd, finish, saved_steps, start, write_file
 
 pytestmark = [pytest.mark.devices, pytest.mark.slow]
@@ -55,6 +56,16 @@ def test_a_signal_to_one_stops_both_and_they_go_on(tmp_path: Path, vpd: Vpd) -> 
     assert [(r["kind"], r["step"]) for r in ours] == [(r["kind"], r["step"]) for r in alone]
     losses = [[r["losses"] for r in of if r["kind"] == "train"] for of in (ours, alone)]
     assert losses[0][0] == pytest.approx(losses[1][0], rel=SAME)
+
+
+def test_each_process_reads_its_rows_of_a_text(place: Path, tmp_path: Path, vpd: Vpd) -> None:
+    file, runs = written(place, tmp_path), tmp_path / "runs"
+    ends = [finish(process) for process in start_both(file, runs)]
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert vpd("train", file, "--out-dir", tmp_path / "alone", "--quiet").code == 0
+    for ours, alone in zip(records(runs / "lm"), records(tmp_path / "alone" / "lm"), strict=True):
+        assert ours["step"] == alone["step"]
+        assert ours.get("losses") == (alone.get("losses") and pytest.approx(alone["losses"], rel=SAME, nan_ok=True))
 
 
 def test_when_one_is_killed_the_other_ends_and_nothing_is_lost(tmp_path: Path, vpd: Vpd) -> None:

@@ -1,10 +1,23 @@
 """What the project computes for each kind of case that is not a trajectory: ``{name: array}``."""
 
+import tempfile
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from case import Case
 
+from vpd.analysis.clustering.cost import description_length, merge_costs
+from vpd.analysis.clustering.frontier import Frontier
+from vpd.analysis.clustering.groups import Groups
+from vpd.analysis.clustering.memberships import from_dense
+from vpd.analysis.clustering.merging import merge_all, merge_cost
+from vpd.analysis.clustering.samplers import lowest_pair
+from vpd.analysis.harvest.correlations import pair_statistics, token_statistics
+from vpd.analysis.harvest.one_pass import Seen
+from vpd.analysis.harvest.settings import Settings
+from vpd.analysis.harvest.totals import Totals
 from vpd.decomposition import Components, ComponentSet, Site, SiteMask, masked_site
 from vpd.evaluation.identity import dense_error, identity_error
 from vpd.evaluation.l0 import count_active, group_sites
@@ -330,3 +343,73 @@ def identity_ci_error(case: Case) -> dict:
         if total == "total":
             errors |= {f"error/{s}": e for s, e in at.items()}
     return errors
+
+
+def harvest_stats(case: Case) -> dict:
+    """Counts, masses and statistics of recorded importances, activations and output distributions."""
+    c = case.config
+    names = [site["name"] for site in c["sites"]]
+    joined = {what: np.concatenate([case[f"{what}/{s}"] for s in names], axis=-1) for what in ("ci", "act", "u_norm")}
+    n, vocab, (rows, length) = joined["ci"].shape[-1], c["vocab_size"], c["leading"]
+    settings = Settings(0, "eval", rows, c["n_batches"], length, c["firing_threshold"], 0, 2, 2, 1, 1, None, vocab)
+    with tempfile.TemporaryDirectory() as scratch:
+        totals = Totals(settings, n, length, Path(scratch))
+    tokens, chances = (np.asarray(case[name]) for name in ("tokens", "output_probs"))
+    for i in range(c["n_batches"]):
+        act = jnp.asarray(joined["act"][i] * joined["u_norm"])
+        size = jnp.where(joined["ci"][i] > c["firing_threshold"], jnp.abs(act), -1.0)
+        peaks, places = size.max(axis=1), size.argmax(axis=1)
+        seen = Seen(jnp.asarray(joined["ci"][i]), act, peaks, places, jnp.asarray(chances[i].reshape(-1, vocab)))
+        totals.add(i, tokens[i], seen)
+    assert totals.tokens is not None
+    N, n_i, pairs = totals.positions, totals.firing, totals.cofiring.matrix().toarray()
+    got = {
+        "total_tokens": np.asarray(N),
+        "firing_counts": n_i,
+        "firing_density": n_i / N,
+        "mean_causal_importance": totals.importance / N,
+        "mean_component_activation": totals.activation / N,
+        "cofiring_counts": pairs,
+    }
+    apart = np.where(np.eye(n, dtype=bool), 0, pairs)
+    for name, value in pair_statistics(apart, n_i[:, None], n_i[None], N)._asdict().items():
+        got[f"corr/{name}"] = value
+    sums = {
+        "input": (totals.tokens.inputs.matrix().toarray(), totals.tokens.input_totals),
+        "output": (totals.tokens.mass, totals.tokens.output_totals),
+    }
+    for side, (mass, total) in sums.items():
+        got |= {f"{side}_token_{'counts' if side == 'input' else 'mass'}": mass, f"{side}_token_totals": total}
+        for name, value in token_statistics(mass, n_i[:, None], total[None], N)._asdict().items():
+            got[f"{side}_token_{name}"] = value
+
+
+def coactivation_merge(case: Case) -> dict:
+    """Counts, costs of all pairs, the chosen one and the groups at every step of the greedy merge."""
+    alpha, fires = case.config["alpha"], from_dense(np.asarray(case["activations"]))
+    together, n, rng = fires.coactivation(), fires.n, np.random.default_rng(0)
+    groups = Groups(fires, together)
+    frontier, history = Frontier(groups, alpha), merge_all(fires, alpha)
+    got = {
+        "coactivation": together,
+        "mdl_initial": np.asarray(history.initial),
+        "costs": np.full((n - 1, n, n), np.nan),
+        "pairs": np.zeros((n - 1, 2), np.int64),
+        "pair_cost": np.zeros(n - 1),
+        "group_idxs": np.zeros((n - 1, n), np.int64),
+        "coactivation_after": np.full((n - 1, n, n), -1),
+        "mdl_after": np.zeros(n - 1),
+    }
+    for t in range(n - 1):
+        k = groups.k
+        got["costs"][t, :k, :k] = merge_costs(groups.counts(), groups.sizes(), fires.positions, alpha)
+        a, b = lowest_pair(frontier, rng)
+        got["pairs"][t] = np.searchsorted(groups.alive, [a, b])
+        got["pair_cost"][t] = merge_cost(groups, a, b, alpha)
+        frontier.merge(a, b)
+        got["group_idxs"][t] = np.unique(history.groups(t + 1), return_inverse=True)[1]
+        got["coactivation_after"][t, : k - 1, : k - 1] = groups.counts()
+        active, sizes = np.diagonal(groups.counts()), groups.sizes()
+        got["mdl_after"][t] = description_length(active, sizes, fires.positions, alpha)
+    np.testing.assert_allclose(history.lengths[1:], got["mdl_after"], rtol=1e-9)
+    return got

@@ -52,6 +52,9 @@ class Zeros:
         while True:
             yield self[step]
 
+    def between(self, first: int, end: int) -> "Zeros":
+        return Zeros((end - first, self.shape[1]))
+
 
 def abstract_run(document: Mapping[str, Any], values: Mapping[str, object]) -> Experiment:
     """A run file's experiment on a network of these sizes; nothing is allocated, and nothing is evaluated."""

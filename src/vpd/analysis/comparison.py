@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from vpd.analysis.labels import refuse_repeated, short_labels
 from vpd.analysis.live import LiveSet, live_set
 from vpd.analysis.run import Run, open_run
+from vpd.analysis.run_labels import refuse_repeated, short_labels
 from vpd.errors import RunError
 from vpd.evaluation.agreement import MEASURES, Agreement, Measure, Pieces, agreements
 from vpd.targets import frozen_weights

@@ -1,43 +1,29 @@
-"""How runs that stand side by side are told apart."""
+"""Sentences that somebody has given subcomponents: ``labels/<name>/labels.json``, ``{"SITE:INDEX": "sentence"}``."""
 
-import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from vpd.errors import RunError
 
-
-def short_labels(paths: Sequence[Path]) -> tuple[str, ...]:
-    """The shortest ends of the paths that tell them apart, without the words that all begin with."""
-    depth = 1
-    while len({path.parts[-depth:] for path in paths}) < len(paths):
-        depth += 1
-    names = ["/".join(path.parts[-depth:]) for path in paths]
-    # Cut after the last separator that all share, so that what is left are whole words.
-    shared = 0
-    for i, letters in enumerate(zip(*names, strict=False)):
-        if len(set(letters)) > 1:
-            break
-        shared = i + 1 if letters[0] in "-_/" else shared
-    return tuple(name[shared:] for name in names)
+FILE = "labels.json"
 
 
-def refuse_repeated(paths: Sequence[Path]) -> None:
-    """Refuse what is no comparison.
+def read_labels(run: Path) -> dict[str, str]:
+    """The labels of a run by name of the subcomponent, of several sets the last in order; empty where there are none.
+
+    Args:
+        run: the run directory.
 
     Raises:
-        RunError: fewer than two runs, or one given twice.
+        RunError: a file that is no object of sentences.
     """
-    if len(paths) < 2:
-        raise RunError("a comparison needs at least two run directories; give for example runs/a runs/b")
-    places = [path.resolve() for path in paths]
-    for i, place in enumerate(places):
-        if place in places[:i]:
-            raise RunError(f"{paths[i]} is given twice; give each run once")
-
-
-def place_beside(paths: Sequence[Path], word: str) -> Path:
-    """A path beside the first run, named after which runs are given: the same ones in any order mean the same."""
-    places = sorted(str(path.resolve()) for path in paths)
-    return paths[0].parent / f"{word}-{hashlib.sha256(json.dumps(places).encode()).hexdigest()[:8]}"
+    found: dict[str, str] = {}
+    for path in sorted((run / "labels").glob(f"*/{FILE}")):
+        try:
+            labels = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{path} can't be read ({type(error).__name__}); mend it or move it away") from None
+        if not isinstance(labels, dict) or not all(isinstance(text, str) for text in labels.values()):
+            raise RunError(f'{path} must be one JSON object {{"SITE:INDEX": "sentence"}}; mend it or move it away')
+        found |= {str(name): text for name, text in labels.items()}
+    return found

@@ -1,20 +1,33 @@
 """``open_run``: a run directory as a network that can be looked into."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar  # Any: what generation takes beside
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from vpd.analysis.artefacts import Origin
+from vpd.analysis.names import FlatAxis, refuse_other_sites
 from vpd.config import read_run_file
 from vpd.config.run import RunConfig
+from vpd.config.targets import TokenData
 from vpd.data.build import Sampler
-from vpd.decomposition import Components, SiteMask, members_in_order, unstacked
+from vpd.decomposition import (
+    Activation,
+    Components,
+    ComponentSet,
+    Site,
+    SiteMask,
+    dense,
+    members_in_order,
+    site_inner,
+    unstacked,
+)
 from vpd.errors import RunError
 from vpd.experiment import Experiment, build, reopened_target, state_template
 from vpd.progress import say
@@ -23,7 +36,14 @@ from vpd.targets import Target, clean_forward, masked_forward
 from vpd.targets.traced import TracedTarget
 from vpd.training.checkpoint import Checkpoints
 from vpd.training.state import Decomposition
-from vpd.training.step import lower_importances
+from vpd.training.step import Problem, lower_importances
+
+if TYPE_CHECKING:
+    from vpd.analysis.editing.edited import Edited
+    from vpd.analysis.editing.edits import Edit
+    from vpd.analysis.generation import Continuation
+    from vpd.analysis.table import ComponentTable
+    from vpd.data.tokenizer import TextTokenizer
 
 Tree = TypeVar("Tree")
 Masks = Mapping[str, Float[Array, "..."] | SiteMask]
@@ -62,15 +82,53 @@ class Run:
         """Names of the decomposed matrices in numeric layer order."""
         return tuple(name for _, _, name in members_in_order(self.experiment.problem.sites))
 
+    @property
+    def axis(self) -> FlatAxis:
+        """All subcomponents in a row."""
+        return FlatAxis({name: site.C for site, _, name in members_in_order(self.experiment.problem.sites)})
+
+    @property
+    def origin(self) -> Origin:
+        """What is made from this run, as artefacts name it."""
+        return Origin(self.path.resolve().name, self.step, self.axis.sizes)
+
+    @cached_property
+    def tokenizer(self) -> "TextTokenizer":
+        """What makes text into the tokens of a language model.
+
+        Raises:
+            RunError: a run whose inputs are no text, or whose tokenizer is not at hand.
+        """
+        if not isinstance(self.config.data, TokenData):
+            raise RunError(f"{self.path} decomposes a network that reads no text, so it has no tokenizer")
+        from vpd.data.tokenizer import load_tokenizer  # what toys do without
+
+        return load_tokenizer(self.config.data.tokenizer_name)
+
     def components(self, site: str) -> Components:
         """V ``[d_in, C]`` and U ``[C, d_out]`` of a site.
 
         Raises:
             RunError: a site that is not decomposed.
         """
-        if site not in self.sites:
-            raise RunError(f"{site!r} is not a decomposed site; the sites are {', '.join(self.sites)}")
+        refuse_other_sites([site], self.axis.sizes)
         return self.decomposition.components[site]
+
+    def table(self, threshold: float = 0.1) -> "ComponentTable":
+        """All subcomponents with density, mean CI and norm; from a harvest of this checkpoint if there is one.
+
+        Args:
+            threshold: a subcomponent fires above it, where a short pass is made in place of a harvest.
+        """
+        from vpd.analysis.table import component_table  # it reads what is harvested from a run
+
+        return component_table(self, threshold)
+
+    def generate(self, prompt: str | Sequence[int], masking: str = "target", **how: Any) -> "Continuation":
+        """Continue a prompt under a masking; see :func:`vpd.analysis.generation.generate` for the arguments."""
+        from vpd.analysis.generation import generate  # as above
+
+        return generate(self, prompt, masking, **how)
 
     def output(self, batch: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
         """The clean output of the target."""
@@ -81,6 +139,26 @@ class Run:
         found = self._importances(self.experiment.target, self.decomposition, batch)
         single = unstacked(found, self.experiment.problem.sites)
         return {site: jnp.asarray(x) for site, x in single.items()}
+
+    def stacked_importances(self, batch: Shaped[Array, "..."]) -> dict[str, Float[Array, "..."]]:
+        """As :meth:`causal_importances`, of a stack of matrices together: ``{stack: [depth, *leading, C]}``."""
+        return self._importances(self.experiment.target, self.decomposition, batch)
+
+    def component_activations(self, batch: Shaped[Array, "..."]) -> dict[str, Float[Array, "..."]]:
+        """How much of each subcomponent is in the clean input of its site, ``‖U_c‖ · x·V_c``: {site: [*leading, C]}."""
+        found = self._activations(self.experiment.target, self.decomposition.components, batch)
+        single = unstacked(found, self.experiment.problem.sites)
+        return {site: jnp.asarray(x) for site, x in single.items()}
+
+    def edited(self, edits: "Sequence[Edit]") -> "Edited":
+        """The network with some subcomponents ablated, boosted or redirected: see :class:`vpd.Edit`.
+
+        Raises:
+            RunError: unknown subcomponents, or edits that make no sense.
+        """
+        from vpd.analysis.editing.edited import edited  # which reads runs
+
+        return edited(self, edits)
 
     def masked_output(self, batch: Shaped[Array, "..."], masks: Masks) -> Shaped[Array, "..."]:
         """The target's output with masked sites.
@@ -93,7 +171,7 @@ class Run:
         Raises:
             RunError: a site that is not decomposed, or a mask that doesn't fit its subcomponents or the batch.
         """
-        leading = self._leading(batch)
+        leading = self.leading(batch)
         ready: dict[str, SiteMask] = {}
         for site, mask in masks.items():
             site_mask = mask if isinstance(mask, SiteMask) else SiteMask(jnp.asarray(mask))
@@ -108,7 +186,7 @@ class Run:
             ready[site] = site_mask
         return self._masked(self.experiment.target, self.decomposition, batch, ready)
 
-    def _leading(self, batch: Shaped[Array, "..."]) -> tuple[int, ...]:
+    def leading(self, batch: Shaped[Array, "..."]) -> tuple[int, ...]:
         """Shape of the positions of a batch: ``(batch,)`` or ``(batch, sequence)``."""
         ci = jax.eval_shape(self._importances, self.experiment.target, self.decomposition, batch)
         first = self.experiment.problem.sites[0]
@@ -123,15 +201,38 @@ class Run:
         return jax.jit(partial(lower_importances, self.experiment.problem))
 
     @cached_property
+    def _activations(self):
+        return jax.jit(partial(component_activations, self.experiment.problem))
+
+    @cached_property
     def _masked(self):
         def masked(target: Target, decomposition: Decomposition, batch: Array, masks: dict[str, SiteMask]) -> Array:
-            components, masks = _in_type_of(target, (decomposition.components, masks))
+            components, masks = in_type_of(target, (decomposition.components, masks))
             return masked_forward(target, components, batch, masks)
 
         return jax.jit(masked)
 
 
-def _in_type_of(target: Target, tree: Tree) -> Tree:
+def component_activations(
+    problem: Problem, target: Target, components: ComponentSet, batch: Shaped[Array, "..."]
+) -> dict[str, Float[Array, "..."]]:
+    """``‖U_c‖ · x·V_c`` on the clean inputs of the sites, of a stack with its first axis (method.md §11)."""
+    _, inputs = clean_forward(target, batch, problem.sites)
+    components = in_type_of(target, components)
+    return {site.name: normed_activations(site, components[site.name], inputs[site.name]) for site in problem.sites}
+
+
+def normed_activations(site: Site, pieces: Components, x: Activation) -> Float[Array, "..."]:
+    """``‖U_c‖ · x·V_c`` of one site, or of each matrix of a stack."""
+
+    def one(pieces: Components, x: Activation) -> Float[Array, "*leading C"]:
+        inner = site_inner(x, pieces, site.kind)
+        return inner * jnp.linalg.norm(pieces.U, axis=-1).astype(inner.dtype)
+
+    return one(pieces, x) if site.span is None else jax.vmap(one)(pieces, dense(x))
+
+
+def in_type_of(target: Target, tree: Tree) -> Tree:
     """Floating-point leaves in the type of the frozen weights."""
     dtype = jax.tree.leaves(target)[0].dtype
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)

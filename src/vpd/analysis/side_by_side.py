@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vpd.analysis.labels import refuse_repeated, short_labels
 from vpd.analysis.outcomes import TradeOff, last_outcome, trade_off
+from vpd.analysis.run_labels import refuse_repeated, short_labels
 from vpd.config import changed_fields, read_run_file, values_of
 from vpd.config.run import RunConfig
 from vpd.evaluation.charts import Chart, Choice, Line, charts_data, drawable, is_wide

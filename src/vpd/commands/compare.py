@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from vpd.analysis.comparison import Comparison, agreement_summary, compare_runs, pair_summary, target_hash
-from vpd.analysis.labels import place_beside
 from vpd.analysis.outcomes import Outcome, TradeOff, last_outcome, trade_off
+from vpd.analysis.run_labels import place_beside
 from vpd.commands.tables import number, results_console
 from vpd.errors import RunError
 from vpd.evaluation import comparison_figures as drawn

@@ -59,7 +59,7 @@ def print_plan(plan: Plan) -> None:
     for line in _heading(plan):
         console.print(escape(line))
     console.print(_memory_table(plan))
-    console.print(_bound_line(plan))
+    console.print(_shapes_line(plan))
     console.print(_operations_table(plan))
     console.print(_products_line(plan))
     if plan.compiled.collectives:
@@ -95,19 +95,19 @@ def _memory_table(plan: Plan) -> Table:
     table.add_row("  of these written in place", _gb(memory.alias), "the compiler")
     table.add_section()
     table.add_row("temporaries", _gb(memory.estimate), "the CPU compiler's estimate")
-    table.add_row("temporaries, from shapes", _gb(sum(memory.bound.values())), "analytic: the largest phase")
+    table.add_row("temporaries, from shapes", _gb(sum(memory.shapes.values())), "counted: the largest phase")
     table.add_section()
     table.add_row("peak", _gb(memory.estimated_peak), "arguments and the estimate", style="bold")
-    table.add_row("peak, from shapes", _gb(memory.bounded_peak), "arguments and the bound", style="bold")
+    table.add_row("peak, from shapes", _gb(memory.shapes_peak), "arguments and these", style="bold")
     table.add_row("memory of a device", _gb(plan.memory), "--hbm")
     return table
 
 
-def _bound_line(plan: Plan) -> str:
+def _shapes_line(plan: Plan) -> str:
     memory = plan.compiled.memory
-    parts = sorted(memory.bound.items(), key=lambda item: -item[1])
+    parts = sorted(memory.shapes.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{name} {_gb(size)}" for name, size in parts if size)
-    return escape(f"the bound is that of: {memory.phase} ({shown})")
+    return escape(f"from shapes, most is held in: {memory.phase} ({shown})")
 
 
 def _operations_table(plan: Plan) -> Table:
@@ -128,7 +128,8 @@ def _products_line(plan: Plan) -> str:
     once = plan.compiled.xla_operations / 1e12
     return (
         "products in the program: loops by their trip count, with what is recomputed and what every device computes "
-        f"for itself; XLA's own count, each loop body once, is {once:.4g} TFLOP a device"
+        "for itself, without products over an axis of one entry; XLA's own count, each loop body once, is "
+        f"{once:.4g} TFLOP a device"
     )
 
 
@@ -144,19 +145,21 @@ def _collectives_table(plan: Plan) -> Table:
 
 def _print_verdict(console: Console, plan: Plan) -> None:
     memory, colour = plan.compiled.memory, COLOURS[plan.verdict]
-    shown = f"{_gb(memory.estimated_peak)} GB by the estimate, {_gb(memory.bounded_peak)} GB from shapes"
+    shown = f"{_gb(memory.estimated_peak)} GB by the estimate, {_gb(memory.shapes_peak)} GB from shapes"
     console.print(f"[bold {colour}]{plan.verdict}[/]: {shown}, of {_gb(plan.memory)} GB")
     if plan.remedy is not None:
         console.print(_remedy_text(plan.remedy))
 
 
 def _remedy_text(remedy: Remedy) -> str:
-    tried = "; ".join(f"{one.text} ({_gb(one.arguments + one.bound)} GB from shapes)" for one in remedy.tried)
+    tried = "; ".join(f"{one.text} ({_gb(one.arguments + one.temporaries)} GB from shapes)" for one in remedy.tried)
     if remedy.change is None:
         return escape(f"none of these makes it fit: {tried}" if tried else "there is nothing to change that would help")
     known = "not compiled" if remedy.verdict is None else f"{_gb(remedy.peaks[0])} GB by the estimate"
     last = f"[bold]{escape(remedy.change)}[/] would make it fit: {known}, {_gb(remedy.peaks[1])} GB from shapes"
-    before = "; ".join(f"{one.text} ({_gb(one.arguments + one.bound)} GB from shapes)" for one in remedy.tried[:-1])
+    before = "; ".join(
+        f"{one.text} ({_gb(one.arguments + one.temporaries)} GB from shapes)" for one in remedy.tried[:-1]
+    )
     return last + (escape(f"\ntried before it: {before}") if before else "")
 
 

@@ -27,7 +27,7 @@ def write_runs_page(paths: Sequence[Path], page: Path | None) -> Path:
     Raises:
         RunError: a run that can't be read or is given twice, or a place that can't be written.
     """
-    from vpd.analysis.labels import place_beside
+    from vpd.analysis.run_labels import place_beside
     from vpd.analysis.side_by_side import read_runs, runs_page
 
     for path in paths:

@@ -43,7 +43,7 @@ def train_command(
     Raises:
         FamilyError: some of several runs failed; the others are finished.
     """
-    plans = [_plan(source, out_dir, run_id, steps, seed) for source in sources]
+    plans = [read_source(source, out_dir, run_id, steps, seed) for source in sources]
     if seeds is not None:
         plans = [one for read in plans for one in _seeds_of(read, seeds)]
     paths = [run_path(read.config, read.name) for read in plans]
@@ -75,7 +75,7 @@ def _seeds_of(read: RunFile, seeds: int) -> list[RunFile]:
 
 
 def _train_several(plans: list[RunFile], paths: list[Path], jobs: int, quiet: bool) -> int:
-    finished = [_is_finished(path, read.config) for path, read in zip(paths, plans, strict=True)]
+    finished = [is_finished(path, read.config) for path, read in zip(paths, plans, strict=True)]
     for path, done in zip(paths, finished, strict=True):
         if done:
             say(f"{path} is finished already, skipped")
@@ -90,7 +90,7 @@ def _train_several(plans: list[RunFile], paths: list[Path], jobs: int, quiet: bo
     return 0
 
 
-def _is_finished(path: Path, config: RunConfig) -> bool:
+def is_finished(path: Path, config: RunConfig) -> bool:
     """Whether there is nothing left to train; a run directory that can't be made or gone on with is refused."""
     if not path.exists():
         refuse_unwritable(path)
@@ -100,7 +100,7 @@ def _is_finished(path: Path, config: RunConfig) -> bool:
     return directory.read_facts().get("status") == "finished"
 
 
-def _plan(source: Path, out_dir: Path | None, run_id: str | None, steps: int | None, seed: int | None) -> RunFile:
+def read_source(source: Path, out_dir: Path | None, run_id: str | None, steps: int | None, seed: int | None) -> RunFile:
     """A run file as given; a run directory means its pinned one, and goes on where it lies."""
     if source.is_dir():
         directory = RunDirectory(source)

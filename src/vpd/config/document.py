@@ -3,6 +3,8 @@
 # ruamel.yaml's annotations leave load, dump and error marks partly unknown.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
+import os
+import re
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
@@ -18,6 +20,12 @@ from vpd.config.values import is_block, is_list
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 40
 _MAX_VALUES = 100_000
+# A URL that names a user or carries a signature, and what the hub's tokens look like.
+_CREDENTIALS = re.compile(
+    r"https?://[^/\s@]+@|://[^/\s:@]+:[^/\s@]+@|[?&](?:[\w-]*token|password|secret|sig|[\w-]*signature)=|\bhf_[a-z0-9]{30,}",
+    re.IGNORECASE,
+)
+_SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def read_document(path: Path) -> dict[str, object]:
@@ -139,6 +147,12 @@ def _first_line(error: MarkedYAMLError) -> str:
     return line[:200] if line.isprintable() else ascii(line[:200])
 
 
+def holds_credentials(text: str) -> bool:
+    """Whether a text is what opens an account: a URL with a password in it, a token, or one of this process's."""
+    own = (os.environ.get(name, "") for name in _SECRETS)
+    return _CREDENTIALS.search(text) is not None or any(len(secret) >= 8 and secret in text for secret in own)
+
+
 class _Copy:
     """Writes out aliases, and counts: a few lines of aliases can stand for billions of values."""
 
@@ -168,6 +182,9 @@ class _Copy:
             return [self.value(item, f"{key}[{i}]", above) for i, item in enumerate(given)]
         if given is None or isinstance(given, str | bool | int | float):
             self._count(key)
+            if isinstance(given, str) and holds_credentials(given):
+                said = "holds a password or a token, and a run file is copied into run directories, reports and records"
+                raise refusal(key, said, "leave it out: the hub and W&B have logins and environment variables for it")
             return given
         raise refusal(
             key,

@@ -28,6 +28,10 @@ class Rows(Protocol):
         """The batches of this step and those that follow, read ahead until it is closed."""
         ...
 
+    def between(self, first: int, end: int) -> "Rows":
+        """The same batches, of each of which only these rows are read."""
+        ...
+
 
 @dataclass(frozen=True)
 class HostBatches:
@@ -36,10 +40,12 @@ class HostBatches:
     Attributes:
         rows: of each step.
         per_dispatch: batches that one call of a program is given.
+        own: the rows of a training batch that this process reads; None reads all of them.
     """
 
     rows: Rows
     per_dispatch: int = 1
+    own: tuple[int, int] | None = None
 
     def __call__(self, seed: Seed, step: Int[Array, ""] | int) -> Int32[Array, "B T"]:
         """One batch, outside of programs; the seed is that of the rows."""
@@ -72,10 +78,11 @@ class Reader:
         self._batches = batches
         self._rows: Generator[Int32[np.ndarray, "B T"]] | None = None
         if isinstance(batches, HostBatches):
-            self._rows = batches.rows.from_step(first)
+            rows = batches.rows if batches.own is None else batches.rows.between(*batches.own)
+            self._rows = rows.from_step(first)
 
     def take(self, n: int) -> Given:
-        """The next ``n`` batches, filled up to what a program is given."""
+        """The next ``n`` batches, or this process's rows of them, filled up to what a program is given."""
         if self._rows is None:
             return None
         assert isinstance(self._batches, HostBatches) and n <= self._batches.per_dispatch

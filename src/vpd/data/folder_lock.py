@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vpd.errors import RunError
+from vpd.run_directory import open_lock
 
 LOCK = ".lock"
 
@@ -31,7 +32,7 @@ def held(folder: Path, wait: bool, done: Callable[[], bool]) -> Generator[bool]:
     while not done():
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            file = path.open("w")
+            file = open_lock(path)
         except FileNotFoundError:  # renamed since it was made
             continue
         with file:

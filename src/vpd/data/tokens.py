@@ -4,6 +4,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Generator
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,12 @@ class TokenBatches:
     def __getitem__(self, step: int) -> Int32[np.ndarray, "batch length"]:
         """This process's rows of the global batch of a step: ``batch_size / process_count`` neighbouring ones."""
         return self._store.take(self.places(step))
+
+    def between(self, first: int, end: int) -> "TokenBatches":
+        """The same batches, of each of which only these rows are read."""
+        part = copy(self)
+        part._first, part._share = self._first + first, end - first
+        return part
 
     def places(self, step: int) -> Int64[np.ndarray, "batch"]:
         """Which rows of the split these are."""

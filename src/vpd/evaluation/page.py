@@ -32,16 +32,21 @@ def picture(stem: str, png: bytes, title: str, caption: str) -> Picture:
     return Picture(stem, title, caption, base64.b64encode(png).decode("ascii"), width)
 
 
-def render_page(template: str, source: Callable[[str], str] | None = None, **values: object) -> str:
-    """An HTML page; every value is escaped, a missing one is an error.
+def render_page(template: str, /, **values: object) -> str:
+    """An HTML page from a template of this package; every value is escaped, a missing one is an error."""
+    return render_from(page_source, template, **values)
+
+
+def render_from(source: Callable[[str], str], template: str, /, **values: object) -> str:
+    """As :func:`render_page`, of a template that lies somewhere else.
 
     Args:
+        source: the text of a template by its name.
         template: by its name.
-        source: the text of a template by its name; those of this package by default.
         values: of the template.
     """
     environment = Environment(
-        loader=FunctionLoader(source or page_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FunctionLoader(source), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template(template).render(**values, page_source=page_source)
 

@@ -61,7 +61,7 @@ def continuations(
         ci = importances(problem, decomposition.ci_fn, decomposition.components, inputs, i, seed).lower
         masks = _side_by_side(scene, ci, P, stream(seed, "eval/samples", i), rounding_threshold)
         masked, _ = masked_site_outputs(net, components, windows[P:], masks)
-        logits = jnp.concatenate([_last(clean)[:P], _last(masked)])
+        logits = jnp.concatenate([last_logits(clean)[:P], last_logits(masked)])
         new = jnp.argmax(logits, axis=-1).astype(windows.dtype)
         return jnp.concatenate([windows[:, 1:], new[:, None]], axis=1), new
 
@@ -70,7 +70,7 @@ def continuations(
     return new.T.reshape(len(SHOWN) + 1, P, n_new)
 
 
-def _last(logits: Activation) -> Float[Array, "P vocab"]:
+def last_logits(logits: Activation) -> Float[Array, "P vocab"]:
     """Those of the last position; the others are never formed."""
     if isinstance(logits, Factored):
         logits = Factored(tuple((z[:, -1], basis) for z, basis in logits.terms))

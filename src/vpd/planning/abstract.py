@@ -42,6 +42,10 @@ class NoRows:
         while True:
             yield self[step]
 
+    def between(self, first: int, end: int) -> "NoRows":
+        """Batches of so many rows."""
+        return NoRows((end - first, self.shape[1]))
+
 
 def for_accelerators(config: RunConfig, compute: Compute = "auto") -> RunConfig:
     """The same run as accelerators compute it, and without what makes no difference to its training program.

@@ -13,7 +13,7 @@ from vpd.experiment import Experiment
 from vpd.objective import FreshPGD, Persistent, ReconTerm
 from vpd.placement import AXES, Placement
 from vpd.planning.abstract import abstract_experiment
-from vpd.planning.memory import Kept, argument_bytes, kept_for_backward, temporaries_bound
+from vpd.planning.memory import Kept, argument_bytes, kept_for_backward, temporaries_from_shapes
 from vpd.training.placed import mesh_sizes
 
 # More devices are looked at up to so many times as many.
@@ -65,21 +65,21 @@ class Tried:
         change: which.
         text: in words.
         arguments: bytes on one device.
-        bound: on the temporaries there.
+        temporaries: made there, from shapes.
         fits: whether both together are no more than the memory.
     """
 
     change: Change
     text: str
     arguments: int
-    bound: int
+    temporaries: int
     fits: bool
 
 
 def smallest_change(
     experiment: Experiment, devices: int, memory: int, watch: Callable[[str], None]
 ) -> tuple[list[Tried], Change | None]:
-    """Look at changes one after the other until exact arguments and bounded temporaries fit.
+    """Look at changes one after the other until exact arguments and temporaries from shapes fit.
 
     Args:
         experiment: abstract, of the run file as it is.
@@ -102,9 +102,9 @@ def smallest_change(
         # What forwards keep depends on what is recomputed alone.
         again = other.problem.remat_layers
         known[again] = known.get(again) or kept_for_backward(other)
-        arguments, bound = sum(argument_bytes(other).values()), temporaries_bound(other, known[again]).bytes
-        fits = arguments + bound <= memory
-        tried.append(Tried(change, change.text(experiment.config), arguments, bound, fits))
+        arguments, made = sum(argument_bytes(other).values()), temporaries_from_shapes(other, known[again]).bytes
+        fits = arguments + made <= memory
+        tried.append(Tried(change, change.text(experiment.config), arguments, made, fits))
         if fits:
             return tried, change
     return tried, None

@@ -1,4 +1,4 @@
-"""Bytes on one device: what a program is given, by role and exactly, and a bound on what it makes, from shapes."""
+"""Bytes on one device: what a program is given, by role and exactly, and what it makes, counted from shapes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -80,7 +80,7 @@ def _leaf_bytes(leaf: Leaf, where: NamedSharding | None) -> int:
 
 
 @dataclass(frozen=True)
-class Bound:
+class Temporaries:
     """Bytes that a step makes on one device beside its arguments, in each of its phases, by what they are."""
 
     phases: dict[str, dict[str, int]]
@@ -129,8 +129,8 @@ class Kept:
         return Kept(examples, scaled(self.record), scaled(self.ci), terms, ascents)
 
 
-def temporaries_bound(experiment: Experiment, kept: Kept | None = None) -> Bound:
-    """What a step holds at most beside its arguments, phase by phase.
+def temporaries_from_shapes(experiment: Experiment, kept: Kept | None = None) -> Temporaries:
+    """What a step holds beside its arguments, phase by phase, where every phase ends before the next begins.
 
     What forwards keep for their backward passes is counted by JAX's own differentiation of them, before the compiler
     leaves any of it out. Copies in the compute dtype are counted whole, also of parameters that are split: they are
@@ -180,7 +180,7 @@ def temporaries_bound(experiment: Experiment, kept: Kept | None = None) -> Bound
     update = max(_split(2 * 4 * of.largest, of) for of in (components, ci_fn))
     summed = components.here + ci_fn.here
     phases["optimizers"] = {"gradients": summed, "one update": update}
-    return Bound(phases)
+    return Temporaries(phases)
 
 
 @dataclass(frozen=True)

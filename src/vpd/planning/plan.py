@@ -15,7 +15,7 @@ from vpd.errors import ConfigError
 from vpd.experiment import Experiment, lower_program, state_template
 from vpd.planning.abstract import Compute, abstract_experiment, abstract_target, for_accelerators
 from vpd.planning.changes import Change, Tried, smallest_change
-from vpd.planning.memory import Bound, Role, argument_bytes, temporaries_bound
+from vpd.planning.memory import Role, Temporaries, argument_bytes, temporaries_from_shapes
 from vpd.planning.operations import counted_operations, grouped
 from vpd.planning.program import Collective, program_work
 from vpd.training.placed import mesh_sizes, placement_from
@@ -39,7 +39,7 @@ class Memory:
         state: of the training state among them.
         alias: of the arguments, what the program writes its results to.
         estimate: of temporaries, by the compiler for CPU.
-        bound: on temporaries, by what they are, in the phase that holds most.
+        shapes: of temporaries counted from shapes, by what they are, in the phase that holds most.
         phase: which that is.
     """
 
@@ -47,7 +47,7 @@ class Memory:
     state: int
     alias: int
     estimate: int
-    bound: dict[str, int]
+    shapes: dict[str, int]
     phase: str
 
     @property
@@ -61,13 +61,13 @@ class Memory:
         return self.given + self.estimate
 
     @property
-    def bounded_peak(self) -> int:
-        """Arguments and the bound."""
-        return self.given + sum(self.bound.values())
+    def shapes_peak(self) -> int:
+        """Arguments and the temporaries from shapes."""
+        return self.given + sum(self.shapes.values())
 
     def verdict(self, memory: int) -> Verdict:
         """``fits`` where both peaks do, ``does not fit`` where neither does, else ``unclear``."""
-        peaks = self.estimated_peak, self.bounded_peak
+        peaks = self.estimated_peak, self.shapes_peak
         if max(peaks) <= memory:
             return "fits"
         return "does not fit" if min(peaks) > memory else "unclear"
@@ -104,9 +104,9 @@ class Remedy:
 
     Attributes:
         tried: what was looked at, from the smallest change on.
-        change: the one that fits by arguments and bound, in words; None where none does.
+        change: the one that fits by what is counted from shapes, in words; None where none does.
         verdict: with the compiler's estimate too; None where it was not compiled.
-        peaks: with it, by the compiler's estimate (0 where it was not compiled) and by the bound.
+        peaks: with it, by the compiler's estimate (0 where it was not compiled) and from shapes.
     """
 
     tried: tuple[Tried, ...]
@@ -155,8 +155,8 @@ class Plan:
         found = asdict(self)
         total = sum(self.operations.values())
         found["operations"] = {"parts": self.operations, "groups": grouped(self.operations), "total": total}
-        peaks = {"estimate": memory.estimated_peak, "bound": memory.bounded_peak}
-        found["compiled"]["memory"] |= {"arguments_total": memory.given, "bound_total": sum(memory.bound.values())}
+        peaks = {"estimate": memory.estimated_peak, "shapes": memory.shapes_peak}
+        found["compiled"]["memory"] |= {"arguments_total": memory.given, "shapes_total": sum(memory.shapes.values())}
         found["compiled"]["memory"]["peak"] = peaks
         return found
 
@@ -233,8 +233,13 @@ def make_plan(
     )
 
 
-def refuse_idle(config: RunConfig, devices: int) -> None:
+def refuse_idle(config: RunConfig, devices: int, option: str = "--devices") -> None:
     """Refuse devices of which the run would use a part.
+
+    Args:
+        config: the run file.
+        devices: how many.
+        option: that asked for so many.
 
     Raises:
         ConfigError: with the number that it would use.
@@ -246,7 +251,7 @@ def refuse_idle(config: RunConfig, devices: int) -> None:
     if config.runtime.mesh or (config.runtime.dp or devices) < devices:
         why = "runtime.mesh has no more" if config.runtime.mesh else f"runtime.dp is {config.runtime.dp}"
     raise ConfigError(
-        f"--devices: of {devices} the run uses {used}, since {why}; plan it for {used}, or change the file"
+        f"{option}: of {devices} devices the run uses {used}, since {why}; ask for {used}, or change the file"
     )
 
 
@@ -268,10 +273,10 @@ def compile_plan(experiment: Experiment, devices: int, watch: Callable[[str], No
     watch("reading what it takes")
     found, text, costs = program.memory_analysis(), program.as_text(), program.cost_analysis()
     assert found is not None and text is not None and isinstance(costs, dict)
-    work, bound = program_work(text), temporaries_bound(experiment)
+    work, made = program_work(text), temporaries_from_shapes(experiment)
     arguments = argument_bytes(experiment)
     return Compiled(
-        memory=_memory(arguments, found.alias_size_in_bytes, found.temp_size_in_bytes, bound),
+        memory=_memory(arguments, found.alias_size_in_bytes, found.temp_size_in_bytes, made),
         argument_bytes=found.argument_size_in_bytes,
         products=devices * work.products,
         xla_operations=costs["flops"],
@@ -282,11 +287,9 @@ def compile_plan(experiment: Experiment, devices: int, watch: Callable[[str], No
     )
 
 
-def _memory(arguments: Mapping[Role, int], alias: int, estimate: int, bound: Bound) -> Memory:
+def _memory(arguments: Mapping[Role, int], alias: int, estimate: int, made: Temporaries) -> Memory:
     state = sum(size for role, size in arguments.items() if role not in ("frozen target", "batch", "counters"))
-    return Memory(
-        {str(role): size for role, size in arguments.items()}, state, alias, estimate, bound.parts, bound.phase
-    )
+    return Memory({str(role): size for role, size in arguments.items()}, state, alias, estimate, made.parts, made.phase)
 
 
 def _remedy(
@@ -296,12 +299,12 @@ def _remedy(
     if change is None:
         return Remedy(tuple(tried), None, None, (0, 0))
     last = tried[-1]
-    bounded = last.arguments + last.bound
+    peak = last.arguments + last.temporaries
     if change.devices is not None or compiled.compile_seconds > CHEAP_SECONDS:
-        return Remedy(tuple(tried), last.text, None, (0, bounded))
+        return Remedy(tuple(tried), last.text, None, (0, peak))
     watch(f"with {last.text}")
     again = compile_plan(_changed(experiment, change), devices, watch).memory
-    return Remedy(tuple(tried), last.text, again.verdict(memory), (again.estimated_peak, bounded))
+    return Remedy(tuple(tried), last.text, again.verdict(memory), (again.estimated_peak, peak))
 
 
 def _changed(experiment: Experiment, change: Change) -> Experiment:

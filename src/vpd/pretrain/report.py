@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vpd.errors import RunError
-from vpd.evaluation.page import Picture, page_source, picture, render_page
+from vpd.evaluation.page import Picture, page_source, picture, render_from
 from vpd.run_directory import Facts, RunDirectory, write_atomically
 
 KIND = "pretraining"
@@ -59,9 +59,9 @@ def write_pretraining_report(run_dir: Path) -> Path:
     step, samples = _samples(records)
     config = directory.config.read_text(encoding="utf-8") if directory.config.is_file() else ""
     path = run_dir / "report.html"
-    page = render_page(
-        TEMPLATE,
+    page = render_from(
         _source,
+        TEMPLATE,
         name=str(facts.get("run_id", run_dir.name)),
         headline=headline(facts, found),
         tone=_tone(facts, found),

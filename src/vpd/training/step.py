@@ -160,6 +160,8 @@ def step_gradients(
 
 Total = Callable[[Sequence[Term], ComponentSet, CausalImportances, dict[str, Sources]], tuple[Array, Logs]]
 GradientsOfTotal = tuple[ComponentSet, CausalImportances, dict[str, Sources]]
+# The total so far, and its gradients: of components and of lower importances.
+Sums = tuple[Array, ComponentSet, dict[str, Array]]
 
 
 def _by_term(
@@ -170,35 +172,49 @@ def _by_term(
     sources: dict[str, Sources],
     step: Int[Array, ""],
 ) -> tuple[Array, Logs, GradientsOfTotal]:
-    """The total, what it logs and its gradients, one recon term after the other.
-
-    What a term keeps for its backward pass ends with it, because it is a computation of its own: a branch that is
-    always taken, which the compiler can't know. A barrier orders nothing on CPU.
-    """
+    """The total, what it logs and its gradients, one recon term after the other."""
     plain = [term for term in terms if not isinstance(term, ReconTerm)]
     (loss, logs), (g_components, g_ci) = jax.value_and_grad(total, (1, 2), has_aux=True)(plain, components, ci, {})
+    sums: Sums = (loss, g_components, g_ci.lower)
     g_sources: dict[str, Sources] = {}
     for term in terms:
-        if not isinstance(term, ReconTerm):
-            continue
-        own = {name: sources[name] for name in persistent_terms([term])}
+        if isinstance(term, ReconTerm):
+            own = {name: sources[name] for name in persistent_terms([term])}
+            sums, logged, by_own = _add_term(term, total, sums, components, ci, own, step)
+            logs, g_sources = logs | logged, g_sources | by_own
+    loss, g_components, lower = sums
+    return loss, logs, (g_components, replace(g_ci, lower=lower), g_sources)
 
-        def recon(
-            components: ComponentSet, lower: dict[str, Array], own: dict[str, Sources], term: Term = term
-        ) -> tuple[Array, Logs]:
-            return total([term], components, replace(ci, lower=lower), own)
 
+def _add_term(
+    term: ReconTerm,
+    total: Total,
+    sums: Sums,
+    components: ComponentSet,
+    ci: CausalImportances,
+    own: dict[str, Sources],
+    step: Int[Array, ""],
+) -> tuple[Sums, Logs, dict[str, Sources]]:
+    """Add one recon term to the total and its gradients; also what it logs and the gradients of its own sources.
+
+    What a term keeps for its backward pass ends with it, because it is a computation of its own: a branch that is
+    always taken, which the compiler can't know. A barrier orders nothing on CPU. The sums go through it, so that no
+    two terms' gradients, nor the weight deltas of faithfulness, wait beside each other to be added up at the end.
+    """
+
+    def recon(components: ComponentSet, lower: dict[str, Array], own: dict[str, Sources]) -> tuple[Array, Logs]:
+        return total([term], components, replace(ci, lower=lower), own)
+
+    def add(
+        sums: Sums, components: ComponentSet, lower: dict[str, Array], own: dict[str, Sources]
+    ) -> tuple[Sums, Logs, dict[str, Sources]]:
         gradients = jax.value_and_grad(recon, (0, 1, 2), has_aux=True)
-        given = (components, ci.lower, own)
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, *given))
-        (one, logged), (by_components, by_lower, by_own) = jax.lax.cond(
-            step >= 0, gradients, lambda *_, nothing=nothing: nothing, *given
-        )
-        loss, logs = loss + one, logs | logged
-        g_components = jax.tree.map(jnp.add, g_components, by_components)
-        g_ci = replace(g_ci, lower=jax.tree.map(jnp.add, g_ci.lower, by_lower))
-        g_sources |= by_own
-    return loss, logs, (g_components, g_ci, g_sources)
+        (one, logged), (by_components, by_lower, by_own) = gradients(components, lower, own)
+        return jax.tree.map(jnp.add, sums, (one, by_components, by_lower)), logged, by_own
+
+    given = (sums, components, ci.lower, own)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(add, *given)[1:])
+    return jax.lax.cond(step >= 0, add, lambda sums, *_: (sums, *nothing), *given)
 
 
 def train_step(

@@ -90,6 +90,9 @@ def _shards(file: Path) -> dict[str, Path]:
         names = sorted(set(json.loads(file.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise RunError(f"{file} is no index of shards ({type(error).__name__}); copy the checkpoint again") from None
+    outside = [name for name in names if not (isinstance(name, str) and Path(name).name == name)]
+    if outside:
+        raise RunError(f"{file} names {outside[0]!r}, which is no file beside it; copy the checkpoint again")
     lost = [name for name in names if not (file.parent / name).is_file()]
     if lost:
         raise RunError(f"{file} names {len(lost)} files that are not there, the first {lost[0]}; copy them beside it")

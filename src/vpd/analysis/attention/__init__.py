@@ -1,0 +1,1 @@
+"""Attention through subcomponents: which pairs make the scores, which heads they span, what heads share."""

@@ -1,0 +1,1 @@
+"""What was harvested, as a person looks at it: in a terminal, as pages, as trials."""
