@@ -71,8 +71,8 @@ def test_what_can_not_be_continued(language_run: Run, tiny_run: Run) -> None:
         tiny_run.generate("w1")
     for arguments, how, why in (
         (([1], "some"), {}, "no masking"),
-        (([],), {}, "no tokens"),
-        (([99],), {}, "knows 0 to 61"),
+        (([],), {}, "prompt is empty"),
+        (([99],), {}, "tokens are 0 to 61"),
         (([1],), {"n_new": 0}, "at least one"),
         (([1],), {"ablate": ["h.9.mlp.c_fc:0"]}, "not a decomposed site"),
         (([1],), {"ablate": ["h.1.mlp.c_fc:4"]}, "0 to 3"),

@@ -50,11 +50,11 @@ def harvest(
     path = parts.begin(settings, force)
     with parts.held(f"shard {shard}"):
         totals = _read(run, settings, parts, shard, quiet)
-    if any(_done(parts, other) < len(settings.own(other)) for other in range(settings.shards)):
+    if any(parts.done(other) < len(settings.own(other)) for other in range(settings.shards)):
         return None
-    with parts.held("the merge"):
-        if not parts.plan.is_file():  # another shard ended at the same moment, and has merged
-            return path
+    with parts.held("the merge", wanted=False) as is_mine:
+        if not is_mine or not parts.plan.is_file():  # another shard ended at the same moment, and merges
+            return None
         _merge_others(run, settings, parts, shard, totals)
         write_harvest(path, run, settings, totals)
         shutil.rmtree(parts.path)
@@ -64,9 +64,9 @@ def harvest(
 def _read(run: Run, settings: Settings, parts: Parts, shard: int, quiet: bool) -> Totals:
     """What a shard adds up, from where it was saved."""
     width = example_width(run, settings.split)
-    totals, state = Totals(settings, len(run.axis), width, parts.scratch(shard)), parts.state(shard)
-    if state.is_dir():
-        totals.load(state)
+    totals = Totals(settings, len(run.axis), width, parts.scratch(shard))
+    if saved_batches := parts.done(shard):
+        totals.load(parts.place(shard, saved_batches))
     own, rows = settings.own(shard), settings.rows * settings.length
     if totals.batches == len(own):
         return totals
@@ -85,35 +85,33 @@ def _read(run: Run, settings: Settings, parts: Parts, shard: int, quiet: bool) -
             seen = program(run.experiment.target, run.decomposition, batch, threshold)
             totals.add(number, np.asarray(batch), seen)
             meter(totals.batches * rows, {})
-            if stopped() or time.monotonic() - saved > pause:
+            asked = stopped()
+            if asked or time.monotonic() - saved > pause:
                 begun = time.monotonic()
-                totals.save(state)
+                _save(totals, parts, shard)
                 saved = time.monotonic()
                 pause = max(SAVE_SECONDS, (saved - begun) / SAVE_SHARE)
-            if stopped() and totals.batches < len(own):
+            if asked and totals.batches < len(own):
                 raise Stopped(
                     f"stopped by a signal after {totals.batches} of {len(own)} batches; the same command goes on there"
                 )
-        totals.save(state)
+        _save(totals, parts, shard)
     return totals
 
 
-def _done(parts: Parts, shard: int) -> int:
-    """How many batches of a shard are saved."""
-    sums = parts.state(shard) / "sums.npz"
-    if not sums.is_file():
-        return 0
-    with np.load(sums) as stored:
-        return int(stored["batches"])
+def _save(totals: Totals, parts: Parts, shard: int) -> None:
+    """Keep what a shard has added up; what it had kept before goes once that is done."""
+    totals.save(parts.place(shard, totals.batches))
+    parts.drop_before(shard, totals.batches)
 
 
 def _merge_others(run: Run, settings: Settings, parts: Parts, shard: int, totals: Totals) -> None:
     width = example_width(run, settings.split)
     for other in range(settings.shards):
-        if other != shard:
+        if other != shard and parts.done(other):
             scratch = parts.scratch(other)
             part = Totals(settings, len(run.axis), width, scratch)
-            part.load(parts.state(other))
+            part.load(parts.place(other, parts.done(other)))
             totals.merge(part)
             del part
             shutil.rmtree(scratch)

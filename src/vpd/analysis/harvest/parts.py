@@ -53,8 +53,10 @@ class Parts:
                 )
             begun = None
         if begun is None:
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.path.mkdir(parents=True)
+            if force:
+                shutil.rmtree(self.path, ignore_errors=True)
+            # Shards that begin at the same moment write the same.
+            self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.plan, settings.dump())
         return path
 
@@ -65,9 +67,19 @@ class Parts:
             return False
         return True
 
-    def state(self, shard: int) -> Path:
-        """Where a shard saves what it has added up."""
-        return self.path / f"shard-{shard}"
+    def place(self, shard: int, batches: int) -> Path:
+        """Where a shard saves what it has added up over so many batches."""
+        return self.path / f"shard-{shard}.{batches}"
+
+    def done(self, shard: int) -> int:
+        """How many batches of a shard are saved."""
+        return max((int(path.suffix[1:]) for path in self.path.glob(f"shard-{shard}.*")), default=0)
+
+    def drop_before(self, shard: int, batches: int) -> None:
+        """Remove what a shard had saved earlier."""
+        for path in self.path.glob(f"shard-{shard}.*"):
+            if int(path.suffix[1:]) < batches:
+                shutil.rmtree(path)
 
     def scratch(self, shard: int) -> Path:
         """A folder for what a shard can't hold in memory; emptied at each start."""
@@ -77,17 +89,24 @@ class Parts:
         return path
 
     @contextmanager
-    def held(self, what: str) -> Generator[None]:
-        """Keep a shard, or the merge, to one process.
+    def held(self, what: str, wanted: bool = True) -> Generator[bool]:
+        """Keep a shard, or the merge, to one process; yields whether it is this one.
+
+        Args:
+            what: is held.
+            wanted: whether it is an error that another process has it.
 
         Raises:
             RunError: where another process has it.
         """
-        with (self.path / f"{what}.lock").open("w") as file:
+        with (self.path / f"{what.replace(' ', '-')}.lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise RunError(
-                    f"another process is making {what} of {self._run / KIND / self._name}; wait for it"
-                ) from None
-            yield
+                if wanted:
+                    raise RunError(
+                        f"another process is reading {what} of {self._run / KIND / self._name}; wait for it"
+                    ) from None
+                yield False
+                return
+            yield True

@@ -125,8 +125,10 @@ class Totals:
         self.top.put(other.top.windows)
 
     def save(self, path: Path) -> None:
-        """Into a folder that appears whole; what lies there is replaced."""
-        draft, before = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("new", "old"))
+        """Into a folder that appears whole; one that is there already is of the same batches, and is left."""
+        if path.exists():
+            return
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         sums = {name: getattr(self, name) for name in ("batches", "positions", "firing", "importance", "activation")}
@@ -136,10 +138,7 @@ class Totals:
             self.tokens.save(draft, np.flatnonzero(self.firing))
         self.sampled.windows.save(draft / "sampled.npz")
         self.top.windows.save(draft / "top.npz")
-        if path.exists():
-            os.rename(path, before)
         os.rename(draft, path)
-        shutil.rmtree(before, ignore_errors=True)
 
     def load(self, path: Path) -> None:
         """What :meth:`save` wrote, into totals that are still empty."""
