@@ -99,7 +99,7 @@ class Parts:
         Raises:
             RunError: where another process has it.
         """
-        with (self.path / f"{what.replace(' ', '-')}.lock").open("w") as file:
+        with (self.path / f"lock-{what.replace(' ', '-')}").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
