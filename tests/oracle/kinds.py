@@ -382,6 +382,7 @@ def harvest_stats(case: Case) -> dict:
         got |= {f"{side}_token_{'counts' if side == 'input' else 'mass'}": mass, f"{side}_token_totals": total}
         for name, value in token_statistics(mass, n_i[:, None], total[None], N)._asdict().items():
             got[f"{side}_token_{name}"] = value
+    return got
 
 
 def coactivation_merge(case: Case) -> dict:

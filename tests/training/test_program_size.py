@@ -52,7 +52,14 @@ def lines(lowered: jax.stages.Lowered) -> int:
 CHUNKWISE = {"mode": "chunkwise", "fn_type": "chunkwise_transformer", "sites_per_chunk": 7}
 
 
-@pytest.mark.parametrize("changes", [{}, {"ci_config": CHUNKWISE}, {"runtime": {"remat": "block"}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"ci_config": CHUNKWISE}, marks=pytest.mark.slow),
+        pytest.param({"runtime": {"remat": "block"}}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_training_program_does_not_grow_with_depth(changes: dict[str, Any]) -> None:
     small, deep, deeper = (lines(lower_program(tiny(depth, **changes))) for depth in (2, 32, 64))
     print(f"program lines: {small} with 2 layers, {deep} with 32, {deeper} with 64")
