@@ -284,7 +284,7 @@ def test_another_schema_of_an_unfinished_harvest(
     with pytest.raises(Stopped):
         harvest(run, settings, quiet=True)
     monkeypatch.undo()
-    plan = run.path / "harvest" / ".first.parts" / "plan.json"
+    plan = run.path / "harvest" / ".default.parts" / "plan.json"
     content = json.loads(plan.read_text())
     plan.write_text(json.dumps(content | {"schema_version": 2}))
     with pytest.raises(RunError, match="schema version 2"):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_language_model_runs import place, written  # noqa: F401  (a fixture)
+from tiny_language_model import written
 from tiny_run import (
     Vpd,
     assert_nothing_half_written,
@@ -211,7 +211,7 @@ def _locked(lock: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("write", "seed"), [(_toy, 0), (_language_model, 1)], ids=["toy", "language model"])
-def test_twenty_five_kills(write: Callable[[Path, Path], Path], seed: int, place: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_twenty_five_kills(write: Callable[[Path, Path], Path], seed: int, place: Path, tmp_path: Path) -> None:
     """SIGKILL, SIGTERM and SIGINT anywhere: each run that was killed ends as the one that was not, to the bit."""
     file = write(place, tmp_path)
     command = ("train", file, "--run-id", "run", "--quiet", "--out-dir")

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_language_model import LENGTH, SITES, VOCAB, written
+from tiny_language_model import LAYERS, LENGTH, SITES, TERMS, VOCAB, written
 from tiny_run import Vpd, final_bytes, finish, one_line, records, saved_steps, start, tree
 
 from vpd import RunError, SiteMask, open_run
 from vpd.face import decompose
+from vpd.targets import init_simple_mlp_lm
+from vpd.targets.checkpoint import save_language_model
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from test_language_model_runs import place, written  # noqa: F401  (a fixture)
+from tiny_language_model import written
 from test_traced_run import CONTENT
 from tiny_run import Vpd, final_bytes, saved_steps, tree, write_file
 
@@ -67,7 +67,7 @@ def test_a_loss_at_a_late_step(tmp_path: Path, vpd: Vpd) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("warmup", [0, 3])
-def test_a_weight_of_the_target(warmup: int, place: Path, tmp_path: Path, vpd: Vpd) -> None:  # noqa: F811
+def test_a_weight_of_the_target(warmup: int, place: Path, tmp_path: Path, vpd: Vpd) -> None:
     """A weight that is finite, and whose square is not: one that isn't is refused when the file is read."""
     folder = Path(shutil.copytree(place / "model", tmp_path / "model"))
     (path,) = folder.glob("*.safetensors")
