@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_language_model import written
 from test_traced_run import CONTENT
+from tiny_language_model import written
 from tiny_run import Vpd, final_bytes, saved_steps, tree, write_file
 
 from vpd import NonFiniteError, decompose, open_run, read_run_file, trace
