@@ -197,7 +197,9 @@
 
     choose(0);
     let width = 0;
-    new ResizeObserver(() => { if (canvas.clientWidth !== width) { width = canvas.clientWidth; draw(); } }).observe(canvas);
+    const fit = () => { if (canvas.clientWidth !== width) { width = canvas.clientWidth; draw(); } };
+    fit();  // where nothing is observed, as in a page that is printed at once
+    new ResizeObserver(fit).observe(canvas);
   }
 
   const data = document.getElementById("charts-data");
