@@ -5,6 +5,7 @@ import re
 import signal
 import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -216,7 +217,7 @@ def test_read_without_this_package(harvested: tuple[Run, Settings]) -> None:
     for code in page.split("```python\n")[1:]:
         if "read_sql" in code:  # pandas, which is no requirement: the SQL is run without it
             (query,) = re.findall(r'read_sql\("(.*?)"', code)
-            with sqlite3.connect(folder / "harvest.sqlite") as connection:
+            with closing(sqlite3.connect(folder / "harvest.sqlite")) as connection:
                 assert len(connection.execute(query).fetchall()) == len(run.axis)
             (file,) = re.findall(r'read_parquet\(folder \+ "(.*?)"', code)
             assert pq.read_table(folder / file.strip("/")).column_names == ["i", "j", "count"]
