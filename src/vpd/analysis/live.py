@@ -50,11 +50,9 @@ def live_by_probe(run: Run, probe: Float[Array, "n_features n_features"]) -> Liv
 
 def live_by_mean(run: Run, batches: int = BATCHES) -> LiveSet:
     """Live is what has a mean lower CI above 1e-6 over some evaluation batches of the run's own stream."""
-    draw = run.experiment.eval_batch or run.experiment.train_batch
-    seed = jnp.asarray(run.config.pd.seed, jnp.uint32)
     total = {site: np.zeros(run.components(site).V.shape[1]) for site in run.sites}
     for index in range(batches):
-        ci = run.causal_importances(draw(seed, jnp.asarray(index, jnp.int32)))
+        ci = run.causal_importances(run.batch(index))
         for site in run.sites:
             leading = tuple(range(ci[site].ndim - 1))
             total[site] += np.asarray(jnp.mean(ci[site], axis=leading), np.float64) / batches

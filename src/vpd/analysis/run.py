@@ -130,6 +130,11 @@ class Run:
 
         return generate(self, prompt, masking, **how)
 
+    def batch(self, index: int) -> Shaped[Array, "..."]:
+        """A batch of the run's own evaluation stream; of its training stream where the run evaluates nothing."""
+        draw = self.experiment.eval_batch or self.experiment.train_batch
+        return draw(jnp.asarray(self.config.pd.seed, jnp.uint32), jnp.asarray(index, jnp.int32))
+
     def output(self, batch: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
         """The clean output of the target."""
         return self._clean(self.experiment.target, batch)

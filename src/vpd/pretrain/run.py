@@ -16,7 +16,7 @@ from vpd.pretrain.model import abstract_model, fresh_model, parameter_count
 from vpd.pretrain.plan import Plan, build_plan
 from vpd.pretrain.report import KIND, write_pretraining_report
 from vpd.pretrain.step import compiled_update, first_state
-from vpd.progress import training_meter
+from vpd.progress import bar_unless, training_meter
 from vpd.run_directory import (
     RunDirectory,
     create_run_directory,
@@ -118,7 +118,7 @@ def _train(
     if saved:
         notify(f"going on with {directory.path} from step {start}")
     with (
-        training_meter(config.steps, start, "nothing" if quiet else "bar", "pretraining") as meter,
+        training_meter(config.steps, start, bar_unless(quiet), "pretraining") as meter,
         signals.deferred() as stopped,
         Reader(HostBatches(plan.rows), start) as reader,
     ):

@@ -49,13 +49,11 @@ def typical_sizes(run: Run, sites: Sequence[str], batches: int, quiet: bool = Fa
         batches: how many.
         quiet: no progress bar.
     """
-    draw = run.experiment.eval_batch or run.experiment.train_batch
-    seed = jnp.asarray(run.config.pd.seed, jnp.uint32)
     square, signed, ci = ({site: np.zeros(run.axis.sizes[site]) for site in sites} for _ in range(3))
     positions = 0
     with training_meter(batches, 0, bar_unless(quiet), "measuring sizes", "step") as meter:
         for i in range(batches):
-            batch = draw(seed, jnp.asarray(i, jnp.int32))
+            batch = run.batch(i)
             importances, activations = run.causal_importances(batch), run.component_activations(batch)
             for site in sites:
                 used = activations[site] * importances[site].astype(activations[site].dtype)

@@ -102,11 +102,9 @@ def attribute_data(
         RunError: a glob that matches no site.
     """
     sites = matched_sites(run, targets)
-    draw = run.experiment.eval_batch or run.experiment.train_batch
-    seed = jnp.asarray(run.config.pd.seed, jnp.uint32)
     effects, totals, sizes = Effects(run, by_position=False), Totals(), dict[str, int]()
     for i in range(batches):
-        batch = draw(seed, jnp.asarray(i, jnp.int32))
+        batch = run.batch(i)
         facts = effects.facts(batch)
         sizes = sizes or end_sizes(run, batch, facts)
         totals.add(np.asarray(batch), facts, sizes)
@@ -119,7 +117,7 @@ def attribute_data(
     with watch(batches * sum(map(len, chosen.values()))) as show:
         done = 0
         for i in range(batches):
-            batch = draw(seed, jnp.asarray(i, jnp.int32))
+            batch = run.batch(i)
             facts = effects.facts(batch)
             for site, index in chosen.items():
                 for places in _chunks(len(index)):

@@ -62,13 +62,11 @@ def learned_continuations(run: Run, batches: int, most: int, quiet: bool = False
         RunError: a network without tokens, or nothing that repeats.
     """
     refuse_without_sequence(run, "--find")
-    draw = run.experiment.eval_batch or run.experiment.train_batch
-    seed = jnp.asarray(run.config.pd.seed, jnp.uint32)
     program = jax.jit(_cross_entropies)
     places: dict[Key, list[tuple[int, int, int]]] = defaultdict(list)
     ce: list[np.ndarray] = []
     with training_meter(2 * batches, 0, bar_unless(quiet), "looking for continuations", "step") as meter:
-        tokens = [np.asarray(draw(seed, jnp.asarray(i, jnp.int32))) for i in range(batches)]
+        tokens = [np.asarray(run.batch(i)) for i in range(batches)]
         for i, batch in enumerate(tokens):
             ce.append(np.asarray(program(run.experiment.target, jnp.asarray(batch))))
             for b, t in np.ndindex(batch.shape[0], batch.shape[1] - CONTEXT):

@@ -85,10 +85,8 @@ def _examples(
     for name, own in prompts.items():
         if own is not None:
             yield _padded(name, own)
-    draw = run.experiment.eval_batch or run.experiment.train_batch
-    seed = jnp.asarray(run.config.pd.seed, jnp.uint32)
     for i in batches if choosers else ():
-        batch = np.asarray(draw(seed, jnp.asarray(i, jnp.int32)))
+        batch = np.asarray(run.batch(i))
         every = _measurable(run, batch)
         where = {name: chooser(batch) & every for name, chooser in choosers.items()}
         if rest:
