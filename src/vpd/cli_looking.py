@@ -79,7 +79,7 @@ def harvest(
     ] = None,
     name: Annotated[str, typer.Option(help="Folder under harvest/.")] = "default",
     step: Annotated[int | None, typer.Option(help="Checkpoint to read; the latest by default.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a harvest of this name.")] = False,
+    force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -144,7 +144,7 @@ def cluster(
         Path | None,
         typer.Option(metavar="RUN", help="Make nothing: compare the clusters NAME of both runs by where they fire."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace clusters of that name.")] = False,
+    force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -231,7 +231,7 @@ def attention(
     top: Annotated[int, typer.Option(help="Pairs a layer, or a head of the prompt, in the tables.", min=1)] = 10,
     batches: Annotated[int, typer.Option(help="Batches that typical activations are measured on.", min=1)] = 10,
     name: Annotated[str, typer.Option(help="Of the folder under attention/.")] = "first",
-    force: Annotated[bool, typer.Option("--force", help="Replace what has this name.")] = False,
+    force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
