@@ -61,8 +61,16 @@ def spared_seconds() -> Generator[list[float]]:
 
 
 def compiler_options() -> dict[str, str | bool]:
-    """What XLA is told beside a training program: on CPU, to order operations for memory, not for idle threads."""
-    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if jax.default_backend() == "cpu" else {}
+    """What XLA is told beside a training program: on CPU, to order operations for memory, not for idle threads.
+
+    Nor to reduce all gradients at once there, for which they would all wait beside what they are reduced to.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    return {
+        "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+        "xla_disable_hlo_passes": "cpu-all-reduce-combiner",
+    }
 
 
 def return_freed_memory() -> None:

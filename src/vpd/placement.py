@@ -59,12 +59,20 @@ class Placement:
         ends = [index[0].indices(batch_size) for index in held if index is not None]
         return min(first for first, _, _ in ends), max(end for _, end, _ in ends)
 
-    def parameter(self, role: Role, shape: Sequence[int]) -> NamedSharding:
-        """Of one array: the longest axis that `fsdp` divides is split over it, the longest other one over `model`."""
+    def parameter(self, role: Role, shape: Sequence[int], in_parts: bool = False) -> NamedSharding:
+        """Of one array: the longest axis that `fsdp` divides is split over it, the longest other one over `model`.
+
+        Args:
+            role: row of the table.
+            shape: of the array.
+            in_parts: whether its last axis is used part by part (:func:`parts_of_columns`), and so is split last.
+        """
         axes: list[str | None] = [None] * len(shape)
         for name in ("fsdp", "model") if role in SPLIT[self.preset] else ():
             parts = self.mesh.shape[name]
             free = [(size, i) for i, size in enumerate(shape) if axes[i] is None and size % parts == 0]
+            if in_parts and len(free) > 1:
+                free = [(size, i) for size, i in free if i < len(shape) - 1]
             if parts > 1 and free:
                 axes[max(free)[1]] = name
         return NamedSharding(self.mesh, PartitionSpec(*axes))
@@ -89,6 +97,19 @@ def put(tree: Tree, shardings: object) -> Tree:
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(one, tree, shardings)
+
+
+def parts_of_columns() -> int:
+    """Into how many parts a wide matrix is cut, so that what is gathered of it at a time is no larger than a share."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["fsdp"]
+
+
+def whole_everywhere(tree: Tree) -> Tree:
+    """Arrays within a program, gathered where a mesh is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
 
 
 def along_batch(x: Array, axis: int = 0) -> Array:

@@ -275,7 +275,8 @@ def _train(
         program = lower_program(experiment).compile()
     if spared and show == "bar":
         notify(f"the training program was compiled before, which spares {sum(spared):.1f} s")
-    return_freed_memory()
+    if not spared:
+        return_freed_memory()
     found = _last_good(checkpoints, experiment, directory)
     state = _beginning(experiment, directory) if found is None else put_state(experiment, found)
     return_freed_memory()

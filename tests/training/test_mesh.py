@@ -99,6 +99,19 @@ def test_the_same_run_on_any_number_of_devices(noted: Any, workload: str, preset
         assert matrices and {many["split"][name] for name in matrices} == {devices}
 
 
+@pytest.mark.slow
+@pytest.mark.devices
+@pytest.mark.parametrize("preset", ["zero", "fsdp"])
+def test_temporaries_of_eight_devices_are_an_eighth(preset: str) -> None:
+    def bytes_of(devices: int) -> dict[str, int]:
+        command = [sys.executable, str(SCRIPT.with_name("memory_of_step.py")), str(devices), preset]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    one, eight = bytes_of(1), bytes_of(8)
+    assert eight["temporaries"] <= 1.15 * one["temporaries"] / 8
+    assert eight["arguments"] <= 1.15 * one["arguments"] / 8
+
+
 def runtime(**values: object) -> Runtime:
     return Runtime.model_validate(values)
 
@@ -124,22 +137,25 @@ def test_a_single_device_needs_no_mesh() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "role", "shape", "wanted"),
+    ("preset", "role", "shape", "in_parts", "wanted"),
     [
-        ("ddp", "master", (8, 4), (None, None)),
-        ("zero", "frozen", (8, 4), (None, None)),
-        ("zero", "moment", (8, 4), ("fsdp", "model")),
-        ("fsdp", "frozen", (2, 6, 12), (None, "model", "fsdp")),
-        ("fsdp", "master", (3, 5), (None, None)),
-        ("fsdp", "master", (2,), ("model",)),
-        ("fsdp", "master", (), ()),
+        ("ddp", "master", (8, 4), False, (None, None)),
+        ("zero", "frozen", (8, 4), False, (None, None)),
+        ("zero", "moment", (8, 4), False, ("fsdp", "model")),
+        ("fsdp", "frozen", (2, 6, 12), False, (None, "model", "fsdp")),
+        ("fsdp", "master", (3, 5), False, (None, None)),
+        ("fsdp", "master", (2,), False, ("model",)),
+        ("fsdp", "master", (), False, ()),
+        ("zero", "master", (1, 8, 64), True, (None, "fsdp", "model")),
+        ("zero", "master", (2, 8, 64), True, ("model", "fsdp", None)),
+        ("zero", "master", (3, 64), True, (None, "fsdp")),
     ],
 )
 def test_what_an_array_is_split_along(
-    preset: Any, role: Any, shape: tuple[int, ...], wanted: tuple[str | None, ...]
+    preset: Any, role: Any, shape: tuple[int, ...], in_parts: bool, wanted: tuple[str | None, ...]
 ) -> None:
     mesh = jax.sharding.AbstractMesh((1, 4, 2), ("data", "fsdp", "model"))
-    assert tuple(Placement(mesh, preset).parameter(role, shape).spec) == wanted
+    assert tuple(Placement(mesh, preset).parameter(role, shape, in_parts).spec) == wanted
 
 
 def test_a_mesh_has_its_axes() -> None:

@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 FeatureKind = Literal["at_least_zero_active", "exactly_one_active"]
@@ -39,4 +40,4 @@ def sparse_features(
 
 def single_features(n_features: int, magnitude: float = 0.75) -> Float[Array, "n_features n_features"]:
     """Each feature alone at ``magnitude``: the probe of method.md §10."""
-    return magnitude * jnp.eye(n_features)
+    return jnp.asarray(magnitude * np.eye(n_features), jnp.float32)

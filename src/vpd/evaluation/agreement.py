@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import linear_sum_assignment
 
 Measure = Literal["V", "U", "rank_one"]
 MEASURES: tuple[Measure, ...] = ("rank_one", "V", "U")
@@ -89,6 +88,8 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _matched(similarity: Float[np.ndarray, "n_a n_b"]) -> Agreement:
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     first, second = linear_sum_assignment(similarity, maximize=True)
     n_a, n_b = similarity.shape
     return Agreement(first, second, similarity[first, second], (n_a, n_b))

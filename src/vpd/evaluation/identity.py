@@ -2,13 +2,14 @@
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import linear_sum_assignment
 
 Matrix = Float[np.ndarray, "n_features C"]
 
 
 def match_columns(ci: Matrix) -> Int[np.ndarray, " C"]:
     """Order of the subcomponents in which the trace is largest; matched ones first, then the rest by their sum."""
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     rows, columns = linear_sum_assignment(-ci.astype(np.float64))
     order = np.full(ci.shape[0], -1)
     order[rows] = columns

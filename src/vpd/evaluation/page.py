@@ -5,8 +5,6 @@ from collections.abc import Callable
 from importlib import resources
 from typing import NamedTuple
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-
 
 class Picture(NamedTuple):
     """A figure of a page.
@@ -45,6 +43,8 @@ def render_from(source: Callable[[str], str], template: str, /, **values: object
         template: by its name.
         values: of the template.
     """
+    from jinja2 import Environment, FunctionLoader, StrictUndefined  # which a first step need not wait for
+
     environment = Environment(
         loader=FunctionLoader(source), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -54,8 +55,11 @@ def match_to_truth(target: FeatureToy, decomposition: Decomposition, single: Sin
     """
     match target:
         case TMS():
+            weights = jax.jit(frozen_weights)(target, probe_batch(target))
             found = [
-                _tms_site(site, target, decomposition, single) for site in ("linear1", "linear2") if site in single
+                _tms_site(site, weights[site], decomposition, single)
+                for site in ("linear1", "linear2")
+                if site in single
             ]
         case ResidMLP():
             layers = [site for site in single if fnmatchcase(site, "layers.*.mlp_in")]
@@ -65,8 +69,9 @@ def match_to_truth(target: FeatureToy, decomposition: Decomposition, single: Sin
     return found
 
 
-def _tms_site(site: str, target: TMS, decomposition: Decomposition, single: SingleFeatures) -> Group:
-    weight = frozen_weights(target, probe_batch(target))[site]
+def _tms_site(
+    site: str, weight: Float[Array, "d_in d_out"], decomposition: Decomposition, single: SingleFeatures
+) -> Group:
     pieces = decomposition.components[site]
     arrays = (np.asarray(weight), np.asarray(pieces.V), np.asarray(pieces.U))
     live = live_subcomponents(single[site], TOLERANCE)

@@ -25,7 +25,7 @@ from vpd.importance.mlp import (
     site_mlp,
     split_sites,
 )
-from vpd.placement import along_batch
+from vpd.placement import along_batch, parts_of_columns
 from vpd.rotary import rotate
 
 RMS_EPS = 2.0**-23
@@ -90,7 +90,14 @@ class Transformer(eqx.Module):
         # So few blocks are written out, which spares their stacks of what the backward pass needs.
         unroll = n_blocks if n_blocks <= UNROLLED else 1
         h, _ = jax.lax.scan(block, along_batch(affine(self.embed, x)), self.blocks, unroll=unroll)
-        return along_batch(affine(self.head, h))
+        return self._headed(h)
+
+    def _headed(self, h: Float[Array, "B T d"]) -> Float[Array, "B T d_out"]:
+        """``head``, the widest matrix of all: where parameters are split, parts of its outputs one after the other."""
+        parts = parts_of_columns()
+        W, b = (jnp.array_split(x, parts, axis=-1) for x in (self.head.W, self.head.b))
+        outputs = [along_batch(affine(Affine(*part), h)) for part in zip(W, b, strict=True)]
+        return outputs[0] if parts == 1 else jnp.concatenate(outputs, axis=-1)
 
     def _attention(self, block: Block, x: Float[Array, "B T d"]) -> Float[Array, "B T d"]:
         B, T, d = x.shape

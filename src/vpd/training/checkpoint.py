@@ -8,17 +8,19 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
 from vpd.errors import RunError
 from vpd.hosts import first_does, several
 from vpd.training.manifest import DamagedCheckpointError, Leaf, LeafRecord, Manifest, Records, read_manifest
 from vpd.training.state import Decomposition, TrainState
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 Tree = TypeVar("Tree")
 
@@ -28,8 +30,6 @@ ASIDE = ".damaged"
 # What Orbax and TensorStore raise where files are missing, cut short or hold something else.
 UNREADABLE = (ValueError, KeyError, OSError, TypeError, AttributeError, IndexError)
 
-# Orbax reports every save and restore there, and failures, which reach whoever waits for them too.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
 # Of the reads that are under way when one fails, the others fail too, which asyncio would tell at some later time.
 logging.getLogger("asyncio").addFilter(lambda record: "async_deserialize" not in record.getMessage())
 
@@ -57,7 +57,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, keep_last: int | None = None, writable: bool = True) -> None:
-        """Open the folder; a writer also clears what a killed save left unfinished.
+        """Nothing is opened yet; before its first save a writer clears what a killed one left unfinished.
 
         Args:
             directory: the run's ``checkpoints`` folder.
@@ -66,9 +66,19 @@ class Checkpoints:
         """
         self._directory = directory.absolute()
         self._keep_last = keep_last
-        self._manager = self._open_manager() if writable else None
+        self._writable = writable
+        self._manager: ocp.CheckpointManager | None = None
 
-    def _open_manager(self) -> ocp.CheckpointManager:
+    @property
+    def _writer(self) -> "ocp.CheckpointManager":
+        """Opened by the first save, so that a first step does not wait for it."""
+        assert self._writable, "these checkpoints were opened for reading"
+        if self._manager is None:
+            self._manager = self._open_manager()
+        return self._manager
+
+    def _open_manager(self) -> "ocp.CheckpointManager":
+        ocp = _orbax()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self._keep_last,
             create=True,
@@ -105,6 +115,7 @@ class Checkpoints:
             return
         state = _own_copy(state)
         leaves = {"decomposition": named_leaves(state.decomposition), "training": named_leaves(state.training)}
+        ocp = _orbax()
         items = {item: ocp.args.PyTreeSave(tree) for item, tree in leaves.items()}  # pyright: ignore[reportCallIssue]
         manifest = Manifest.of(step, leaves).as_document()
         with self._saving():
@@ -125,11 +136,6 @@ class Checkpoints:
         if self._manager is not None:
             with self._saving():
                 self._manager.wait_until_finished()
-
-    @property
-    def _writer(self) -> ocp.CheckpointManager:
-        assert self._manager is not None, "these checkpoints were opened for reading"
-        return self._manager
 
     @contextmanager
     def _saving(self) -> Generator[None]:
@@ -240,7 +246,7 @@ class Checkpoints:
         if manifest is not None:
             return manifest.items.get(item, {})
         with _damage_to(folder, item):
-            stored = ocp.PyTreeCheckpointHandler().metadata(folder / item).tree  # pyright: ignore[reportArgumentType]  # any path
+            stored = _orbax().PyTreeCheckpointHandler().metadata(folder / item).tree  # pyright: ignore[reportArgumentType]  # any path
             return {name: LeafRecord(tuple(leaf.shape), str(np.dtype(leaf.dtype))) for name, leaf in stored.items()}
 
     def _restore(self, step: int, item: str, expected: Records) -> dict[str, np.ndarray]:
@@ -250,6 +256,7 @@ class Checkpoints:
             name: jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype), sharding=device)
             for name, leaf in expected.items()
         }
+        ocp = _orbax()
         restore = ocp.args.PyTreeRestore(wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted))  # pyright: ignore[reportCallIssue]
         with _damage_to(folder, item), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             restored = reader.restore(folder / item, args=restore)
@@ -276,6 +283,15 @@ class Checkpoints:
             finally:
                 with self._saving():  # closing reports a save that failed once more
                     self._manager.close()
+
+
+def _orbax():
+    """Orbax, which is slow to import: a run whose programs are in the cache has made its first steps by then."""
+    import orbax.checkpoint
+
+    # It reports every save and restore there, and failures, which reach whoever waits for them too.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    return orbax.checkpoint
 
 
 def hush_late_writes() -> None:

@@ -83,11 +83,12 @@ def state_shardings(placement: Placement, problem: Problem, template: TrainState
     stacked = {site.name: len(site.stack) for site in problem.sites}
 
     def sharding(path: tuple[object, ...], leaf: Array | jax.ShapeDtypeStruct) -> NamedSharding:
+        head = path[-2:] == (GetAttrKey("head"), GetAttrKey("W"))
         match path:
             case (GetAttrKey(name="decomposition"), *_):
-                return placement.parameter("master", leaf.shape)
+                return placement.parameter("master", leaf.shape, head)
             case (_, GetAttrKey(name="components_optimizer" | "ci_fn_optimizer"), *_):
-                return placement.parameter("moment", leaf.shape)
+                return placement.parameter("moment", leaf.shape, head)
             case (_, GetAttrKey(name="adversaries"), DictKey(key=term), _, DictKey(key=site)) if scopes[term] in OWN:
                 return placement.split_batch(leaf.shape, stacked[site])
             case _:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeVar
 
 import equinox as eqx
@@ -14,8 +15,9 @@ from vpd.importance import CausalImportances, CIFunction, causal_importances, sq
 from vpd.objective import AdversaryState, ReconTerm, Scene, Term, ascend, total_loss, warm_up_adversaries
 from vpd.objective.adversary import Sources
 from vpd.objective.total import persistent_terms
+from vpd.placement import whole_everywhere
 from vpd.randomness import Seed, stream
-from vpd.targets import Target, clean_forward, frozen_weights, recorded_forward
+from vpd.targets import LanguageModel, Target, clean_forward, frozen_weights, recorded_forward
 from vpd.training.optimizers import Optimizer
 from vpd.training.state import Decomposition, Training, TrainState
 
@@ -94,6 +96,7 @@ def clean_scene(
 ) -> tuple[Scene, dict[str, Activation]]:
     """What the masked forwards of a step share, from one clean forward, and the clean inputs of the sites."""
     net, x = cast_compute(problem, (target, batch))
+    net = _embeddings_once(net)
     clean, inputs, outputs, resume = jax.lax.stop_gradient(recorded_forward(net, x, problem.sites))
     scene = Scene(
         target=net,
@@ -109,6 +112,13 @@ def clean_scene(
         remat_layers=problem.remat_layers,
     )
     return scene, inputs
+
+
+def _embeddings_once(net: Target) -> Target:
+    """A language model whose weights outside of its layers are gathered here, for all forwards of a step together."""
+    if not isinstance(net, LanguageModel):
+        return net
+    return replace(whole_everywhere(net), layers=net.layers)
 
 
 def step_gradients(
@@ -205,6 +215,7 @@ def _add_term(
     def recon(components: ComponentSet, lower: dict[str, Array], own: dict[str, Sources]) -> tuple[Array, Logs]:
         return total([term], components, replace(ci, lower=lower), own)
 
+    @partial(jax.jit, inline=True)  # traced once, for its shapes and for the branch
     def add(
         sums: Sums, components: ComponentSet, lower: dict[str, Array], own: dict[str, Sources]
     ) -> tuple[Sums, Logs, dict[str, Sources]]:
@@ -305,6 +316,7 @@ def run_steps(
         The state after the last step and that step's scalars.
     """
 
+    @partial(jax.jit, inline=True)  # traced once, for its shapes and for the loop
     def one(state: TrainState) -> tuple[TrainState, Logs]:
         return train_step(problem, target, state, draw(seed, state.training.step), seed)
 
