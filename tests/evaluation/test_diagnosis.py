@@ -135,3 +135,12 @@ def test_the_last_point_alone_is_no_trend() -> None:
 def test_too_few_points_have_no_trend() -> None:
     assert trend([0, 10, 20, 30], [4.0, 3.0, 2.0, 1.0], CONSTANT, 30) is None
     assert trend([], [], CONSTANT, 30) is None
+
+
+def test_deltas_that_nothing_holds_are_no_explosion() -> None:
+    health, untrained = replace(HEALTHY, sites=sites(0.19, 5, 0, 9.0)), replace(SETTLED, deltas=[0.1, 9.0])
+    assert names(health, untrained) == ["exploding deltas"]
+    (found,) = diagnose(health, replace(untrained, faithful=False))
+    assert found.name == "unfaithful sum" and "Add FaithfulnessLoss" in found.knob
+    lost = replace(HEALTHY, sites=sites(0.19, 5, 0, 11.0))
+    assert names(lost, replace(untrained, deltas=[0.1, 11.0], faithful=False)) == ["exploding deltas"]

@@ -23,6 +23,7 @@ class Bars:
         recon_falls: the same of the reconstruction losses trained on.
         unfaithful: ``‖W − V U‖ / ‖W‖`` of a matrix.
         exploding: the same, of a matrix that is left over more than itself ...
+        loose: in place of it where nothing trained on holds the sum to the weights, so that some of it always drifts.
         growth: ... and of the whole, how many times its least value.
         moved: way of persistent sources from where they began, in [0, 1].
         gain: loss with an adversary's sources over that with random ones.
@@ -37,6 +38,7 @@ class Bars:
     recon_falls: float = -0.15
     unfaithful: float = 0.1
     exploding: float = 1.0
+    loose: float = 10.0
     growth: float = 3.0
     moved: float = 0.02
     gain: float = 0.9
@@ -82,6 +84,7 @@ class Course:
         annealed: for each sparsity loss that anneals, (the value of p or γ now, the one it goes to).
         deltas: ``‖W − V U‖ / ‖W‖`` of all matrices together, by evaluation.
         minimality: key of the sparsity loss; the knob of several checks.
+        faithful: whether FaithfulnessLoss is trained on, with a weight.
     """
 
     step: int
@@ -91,6 +94,7 @@ class Course:
     annealed: Mapping[str, tuple[float, float]] | None = None
     deltas: Sequence[float] = ()
     minimality: str = "ImportanceMinimalityLoss"
+    faithful: bool = True
 
 
 def diagnose(health: Health, course: Course) -> list[Diagnosis]:
@@ -120,8 +124,8 @@ def _exploding(health: Health, course: Course) -> Diagnosis | None:
     worst = max(health.sites, key=lambda site: _grave(site.delta))
     least = min(course.deltas, default=math.nan)
     now = course.deltas[-1] if course.deltas else math.nan
-    finite = math.isfinite(worst.delta)
-    if finite and not (worst.delta > BARS.exploding and now > BARS.growth * least):
+    finite, bar = math.isfinite(worst.delta), BARS.exploding if course.faithful else BARS.loose
+    if finite and not (worst.delta > bar and now > BARS.growth * least):
         return None
     return Diagnosis(
         "exploding deltas",
@@ -147,7 +151,9 @@ def _unfaithful(health: Health, course: Course) -> Diagnosis | None:
         f"in {len(wrong)} of {len(health.sites)} matrices the subcomponents don't add up to the weights: the delta of "
         f"{worst.site} has {worst.delta:.0%} of the norm of its weights, where {BARS.unfaithful:.0%} may be left.",
         {"matrices": len(wrong), "site": worst.site, "relative_delta": worst.delta},
-        "Raise the coeff of FaithfulnessLoss or add it, raise pd.faithfulness_warmup_steps, or train longer.",
+        "Raise the coeff of FaithfulnessLoss, raise pd.faithfulness_warmup_steps, or train longer."
+        if course.faithful
+        else "Add FaithfulnessLoss to pd.loss_metrics, with a coeff: nothing else holds the sum to the weights.",
     )
 
 
