@@ -12,6 +12,8 @@ from vpd.errors import RunError
 from vpd.evaluation import figures
 from vpd.evaluation.report import write_report
 from vpd.evaluation.run_records import read_records
+from vpd.evaluation.run_summary import Cell
+from vpd.evaluation.run_summary import headline as verdict_in_a_sentence
 
 # Names of vocabularies, which nothing fetches.
 NAMESPACES = {
@@ -81,6 +83,11 @@ def headline(run_dir: Path) -> str:
 )
 def test_headline(make_run: MakeRun, status: str, oks: tuple[bool | None, ...], expected: str):
     assert headline(make_run(train(0), evaluation(100, *oks), status=status)) == expected
+
+
+def test_a_failure_that_no_measure_shows_is_in_the_headline() -> None:
+    found = verdict_in_a_sentence("finished", [Cell("recovered", "linear1", "5", "5", True)], None, ["C too small"])
+    assert found.text == "Solved: every measure holds; diagnosed: C too small" and not found.tone
 
 
 def test_sections_come_in_order_and_say_results_in_words(make_run: MakeRun):

@@ -98,16 +98,17 @@ def summarize(run_dir: Path) -> RunSummary:
     step, verdict = latest_verdict(records.eval)
     # Of a language model no one knows the solution.
     finished = "Finished" if facts.get("target") == "lm" and (run_dir / "config.yaml").is_file() else None
+    diagnoses = _diagnoses(run_dir, records.eval)
     return RunSummary(
         path=run_dir,
         name=words_of(facts.get("run_id") or run_dir.resolve().name),
         status=status,
         facts=facts,
         records=records,
-        headline=headline(status, verdict, finished),
+        headline=headline(status, verdict, finished, [diagnosis.name for diagnosis in diagnoses or ()]),
         verdict_step=step,
         verdict=verdict,
-        diagnoses=_diagnoses(run_dir, records.eval),
+        diagnoses=diagnoses,
         metrics=latest_metrics(records.eval),
     )
 
@@ -123,13 +124,16 @@ def _diagnoses(run_dir: Path, evals: Sequence[Record]) -> "list[Diagnosis] | Non
     return diagnose_run(read_run_file(config).config, evals)
 
 
-def headline(status: str, verdict: Sequence[Cell], finished: str | None = None) -> Headline:
+def headline(
+    status: str, verdict: Sequence[Cell], finished: str | None = None, diagnosed: Sequence[str] = ()
+) -> Headline:
     """The answer first: is the network taken apart? Only a finished run is called solved or not.
 
     Args:
         status: of the run.
         verdict: its rows.
         finished: what is said instead of that, where no one knows the solution.
+        diagnosed: failures by name, which no measure may show.
     """
     judged = [cell for cell in verdict if cell.ok is not None]
     failed = sum(cell.ok is False for cell in judged)
@@ -142,6 +146,8 @@ def headline(status: str, verdict: Sequence[Cell], finished: str | None = None) 
         return Headline(f"{lead}: {of if failed else 'every measure holds'} so far", "")
     if failed:
         return Headline(f"{finished or 'Not solved'}: {of}", "bad")
+    if diagnosed:
+        return Headline(f"{finished or 'Solved'}: every measure holds; diagnosed: {', '.join(diagnosed)}", "")
     return Headline(f"{finished or 'Solved'}: every measure holds", "good")
 
 
