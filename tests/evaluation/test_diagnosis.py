@@ -138,9 +138,9 @@ def test_too_few_points_have_no_trend() -> None:
 
 
 def test_deltas_that_nothing_holds_are_no_explosion() -> None:
-    health, untrained = replace(HEALTHY, sites=sites(0.19, 5, 0, 9.0)), replace(SETTLED, deltas=[0.1, 9.0])
+    health, untrained = replace(HEALTHY, sites=sites(0.19, 5, 0, 2.9)), replace(SETTLED, deltas=[0.1, 2.9])
     assert names(health, untrained) == ["exploding deltas"]
     (found,) = diagnose(health, replace(untrained, faithful=False))
     assert found.name == "unfaithful sum" and "Add FaithfulnessLoss" in found.knob
-    lost = replace(HEALTHY, sites=sites(0.19, 5, 0, 11.0))
-    assert names(lost, replace(untrained, deltas=[0.1, 11.0], faithful=False)) == ["exploding deltas"]
+    lost = replace(HEALTHY, sites=sites(0.19, 5, 0, 3.1))
+    assert names(lost, replace(untrained, deltas=[0.1, 3.1], faithful=False)) == ["exploding deltas"]

@@ -38,7 +38,7 @@ class Bars:
     recon_falls: float = -0.15
     unfaithful: float = 0.1
     exploding: float = 1.0
-    loose: float = 10.0
+    loose: float = 3.0
     growth: float = 3.0
     moved: float = 0.02
     gain: float = 0.9
