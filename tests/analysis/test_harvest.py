@@ -4,9 +4,11 @@ import json
 import re
 import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -155,6 +157,28 @@ def test_shards_and_interruptions_change_nothing(
         assert_same(arrays(other), arrays(whole))
         assert_same_windows(other, whole)
     assert sorted(path.name for path in (run.path / "harvest").iterdir()) == ["default", "four", "stopped"]
+
+
+@pytest.mark.slow
+def test_a_harvest_that_is_killed_goes_on(harvested: tuple[Run, Settings], tmp_path: Path) -> None:
+    """By SIGKILL between saves, within one, and before what is older is removed: all is counted, and once."""
+    run, settings = harvested
+    run = copied(run, tmp_path)
+    script, given = Path(__file__).with_name("killed_harvest.py"), json.dumps(asdict(settings))
+
+    def start(at: str, nth: int) -> int:
+        command = [sys.executable, str(script), str(run.path), given, "killed", at, str(nth)]
+        return subprocess.run(command, capture_output=True).returncode
+
+    for at, nth in (("add", 2), ("draft", 3), ("drop", 2)):
+        assert start(at, nth) == -signal.SIGKILL
+        with pytest.raises(RunError, match="killed is not finished"):
+            open_harvest(run.path, "killed")
+    assert start("", 0) == 0
+    whole, killed = (open_harvest(run.path, name) for name in ("default", "killed"))
+    assert_same(arrays(killed), arrays(whole))
+    assert_same_windows(killed, whole)
+    assert sorted(path.name for path in (run.path / "harvest").iterdir()) == ["default", "killed"]
 
 
 def _stop_after(batches: int, monkeypatch: pytest.MonkeyPatch) -> None:
