@@ -57,6 +57,17 @@ def test_another_trajectory_under_the_same_name(
     assert tree(copy) == before
 
 
+def test_objects_on_standard_output(finished: Path, tmp_path: Path, vpd: Vpd) -> None:
+    called = vpd("train", write_file(tmp_path), "--out-dir", tmp_path / "runs", "--json")
+    *progress, result = map(json.loads, called.out.splitlines())
+    assert {told["kind"] for told in progress} == {"progress"} and progress[-1]["step"] == 60
+    assert (result["kind"], result["run"], result["finished"]) == ("result", str(tmp_path / "runs" / "tiny"), True)
+    found = json.loads(vpd("evaluate", finished, "--json").out)["metrics"]  # the adversaries' state is not in it
+    assert result["step"] == 60 and found.items() <= result["metrics"].items() and len(found) > 20
+    several = vpd("train", write_file(tmp_path), write_file(tmp_path, "b.yaml"), "--out-dir", tmp_path, "--json")
+    assert several.code == 2 and "one at a time" in one_line(several.err)
+
+
 def test_another_cadence_under_the_same_name(copy: Path, tmp_path: Path, vpd: Vpd) -> None:
     cadence = {"train_log_every": 7, "save_every": 20}
     assert _train(vpd, tmp_path, cadence=cadence).code == 0
