@@ -142,7 +142,7 @@ def _toy(_: Path, folder: Path) -> Path:
         pd__faithfulness_warmup_steps=3000,
         cadence={"train_log_every": 5, "save_every": 25},
         eval__every=50,
-        eval__slow_every=100,
+        eval__slow_every=200,  # no more sets of figures than may wait: which are left out then is a matter of speed
         eval__slow_on_first_step=True,
     )
 
@@ -168,7 +168,7 @@ class _Moments:
             return self._after(lambda: True, self._rng.uniform(0, self._duration))
         last = saved_steps(run)[-1] if saved_steps(run) else -1
         events: dict[str, tuple[Callable[[], bool], float]] = {
-            "compiling": (lambda: (run / "checkpoints").exists() and self._is_held(run), 0.5),
+            "compiling": (lambda: (run / "run.json").exists() and self._is_held(run), 0.5),
             "warming up": (lambda: self._is_held(run), 2.5),
             "stepping": (lambda: bool(saved_steps(run)) and saved_steps(run)[-1] > last, 0.3),
             "saving": (lambda: _saving(run), 0.02),
