@@ -248,7 +248,7 @@ def _killed(process: "subprocess.Popen[str]", is_now: Callable[[], bool], number
     if process.poll() is None:
         process.send_signal(number)
     code, _, err = finish(process)
-    assert "Traceback" not in err, err
+    assert "Traceback" not in err or "/src/vpd/" not in err, err  # Python itself may be interrupted before
     allowed = {
         signal.SIGKILL: (-signal.SIGKILL,),
         signal.SIGTERM: (75, -signal.SIGTERM),
