@@ -7,16 +7,18 @@ from vpd.analysis.harvest.reading import Harvest
 from vpd.analysis.look.evidence import Evidence, Passage, by_density, gather
 from vpd.analysis.look.words import visible
 
-# Those that fire less often have no windows to compare.
-FEWEST = 20
+# Those that fire less often have no windows to compare, and the rest of all firings is spread over what hardly ever fires.
+FEWEST, SHARE = 20, 0.99
 WINDOWS = 4
 BEFORE, AFTER = 6, 2
 
 
 def evenly_ranked(harvest: Harvest, k: int) -> Int[np.ndarray, " _k"]:
-    """The middles of k equal parts of all that fire often enough, in order of density."""
+    """The middles of k equal parts, in order of density, of those that make up 99 % of all firings."""
     order = by_density(harvest)
-    able = order[harvest.firing_counts[order] >= FEWEST]
+    counts = harvest.firing_counts[order]
+    before = np.cumsum(counts) - counts
+    able = order[(before < SHARE * counts.sum()) & (counts >= FEWEST)]
     k = min(k, len(able))
     return able[((2 * np.arange(k) + 1) * len(able)) // (2 * k)] if k else able
 
