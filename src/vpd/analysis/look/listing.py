@@ -7,7 +7,7 @@ from vpd.analysis.harvest.reading import Harvest
 from vpd.analysis.look.evidence import Evidence, Passage, by_density, gather
 from vpd.analysis.look.words import visible
 
-# Those that fire less often have no windows to compare, and the rest of all firings is spread over what hardly ever fires.
+# Those that fire less often have no windows to compare; the rest of all firings is of very many that hardly ever fire.
 FEWEST, SHARE = 20, 0.99
 WINDOWS = 4
 BEFORE, AFTER = 6, 2
