@@ -90,6 +90,12 @@ def test_listing_is_by_rank(harvested: Harvested) -> None:
     chosen = evenly_ranked(found, 3)
     counts = found.firing_counts[chosen]
     assert (counts >= 20).all() and list(counts) == sorted(counts, reverse=True)
+    order = by_density(found)
+    along = np.cumsum(found.firing_counts[order])
+    first = order[: np.searchsorted(along, 0.99 * along[-1]) + 1]  # they make up 99 % of all firings
+    able = [i for i in first if found.firing_counts[i] >= 20]
+    k = min(3, len(able))
+    assert list(chosen) == [able[(2 * i + 1) * len(able) // (2 * k)] for i in range(k)]
     rows = markdown(found, 3).splitlines()[2:]
     assert [f"`{run.axis.at(int(place))}`" in row for place, row in zip(chosen, rows, strict=True)] == [True] * len(
         rows
