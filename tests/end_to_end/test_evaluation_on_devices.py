@@ -39,7 +39,7 @@ def flat(values: Any, name: str = "") -> dict[str, Any]:
 
 
 CASES = [
-    pytest.param(kind, preset, marks=[pytest.mark.slow] if preset == "fsdp" else [])
+    pytest.param(kind, preset, marks=[] if (kind, preset) == ("toy", "ddp") else [pytest.mark.slow])
     for kind in ("toy", "language model")
     for preset in ("ddp", "fsdp")
 ]
