@@ -66,8 +66,8 @@ def course_of(config: RunConfig, evals: Sequence[Record], step: int) -> Course:
         trend([t for t, _ in begun], [x for _, x in begun], rate, pd.steps),
         dict(_annealed(config, loss, step) for loss in sparsity),
         deltas,
-        sparsity[0].key if sparsity else "ImportanceMinimalityLoss",
-        any(isinstance(loss, named.FaithfulnessLoss) and loss.coeff > 0 for loss in pd.loss_metrics),
+        *([sparsity[0].key] if sparsity else []),
+        faithful=any(isinstance(loss, named.FaithfulnessLoss) and loss.coeff > 0 for loss in pd.loss_metrics),
     )
 
 
