@@ -197,13 +197,13 @@ def test_few_layers_are_written_out(unrolled: int, monkeypatch: pytest.MonkeyPat
     case = Case({"wte": 2, "h.*.attn.*": 2, "h.*.mlp.*": 3}, ("h.*.mlp.c_fc",), 3)
     whole = case.slopes(case.stacks)
     assert_close(whole, case.slopes(case.single), 2e-5)
-    assert_close(whole, case.slopes(case.stacks, remat=True), 1e-6)
+    assert_close(whole, case.slopes(case.stacks, remat=True), 5e-6)
 
 
 def test_recomputed_layers() -> None:
     case = Case({"h.*.attn.v_proj": 2, "h.*.mlp.*": 3}, (), 6)
     for sites in (case.stacks, case.single):
-        assert_close(case.slopes(sites), case.slopes(sites, remat=True), 1e-6)
+        assert_close(case.slopes(sites), case.slopes(sites, remat=True), 5e-6)
 
 
 @pytest.mark.parametrize("patterns", [{"h.*.mlp.c_fc": 2}, {f"h.{i}.mlp.c_fc": 2 + i for i in range(3)}])
