@@ -3,25 +3,32 @@
 import io
 import json
 import sys
+import time
 
 import pytest
 from rich.console import Console
 
 from vpd import progress
-from vpd.progress import Show, training_meter
+from vpd.progress import Show, busy, training_meter, warmup_meter
 
 WATCHED = {"loss": 2.4e-3, "recon": float("nan"), "L0": 0.3712}
 
 
-def shown(show: Show, monkeypatch: pytest.MonkeyPatch, terminal: bool = False, width: int = 140) -> str:
-    """What ten steps after five show on standard error."""
+def looked_at(monkeypatch: pytest.MonkeyPatch, terminal: bool, width: int = 140, seconds: float = 0.0) -> io.StringIO:
+    """Standard error: a terminal, or a file where a line is due every so many seconds."""
     error = io.StringIO()
     monkeypatch.setattr(sys, "stderr", error)
     monkeypatch.setattr(error, "isatty", lambda: terminal)
     monkeypatch.setattr(
         progress, "console", lambda: Console(file=error, force_terminal=True, width=width, highlight=False)
     )
-    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", seconds)
+    return error
+
+
+def shown(show: Show, monkeypatch: pytest.MonkeyPatch, terminal: bool = False, width: int = 140) -> str:
+    """What ten steps after five show on standard error."""
+    error = looked_at(monkeypatch, terminal, width)
     with training_meter(15, 5, show) as meter:
         for done in (5, 10, 15):
             meter(done, WATCHED)
@@ -53,3 +60,34 @@ def test_objects_for_a_program(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 def test_nothing_where_nobody_looks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown("nothing", monkeypatch) == "" and capsys.readouterr().out == ""
+    error = looked_at(monkeypatch, terminal=True)
+    with warmup_meter(2, "nothing") as made, busy("compiling", "nothing"):
+        made(2)
+    assert error.getvalue() == "" and capsys.readouterr().out == ""
+
+
+def test_what_holds_the_next_step_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = looked_at(monkeypatch, terminal=True)
+    with training_meter(15, 5, "bar") as meter:
+        with meter.doing("evaluating"):
+            until = time.monotonic() + 10
+            while "evaluating" not in error.getvalue() and time.monotonic() < until:
+                time.sleep(0.01)  # it is drawn ten times a second
+        meter(15, WATCHED)
+    meanwhile, last = error.getvalue().split("\r")[-2:]
+    assert "evaluating" in error.getvalue() and "5/15" in meanwhile
+    assert "training" in last and "15/15" in last
+
+
+def test_a_warm_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Counted like steps, and of a short one nothing is said where lines stay."""
+    for seconds, lines in ((0.0, 2), (60.0, 0)):
+        error = looked_at(monkeypatch, terminal=False, seconds=seconds)
+        for show in ("bar", "json"):
+            with warmup_meter(400, show) as made:
+                made(1)
+                made(400)
+        told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [(t["kind"], t["step"], t["steps"]) for t in told] == [("warmup", 1, 400), ("warmup", 400, 400)][:lines]
+        plain = error.getvalue().splitlines()
+        assert len(plain) == lines and all(line.startswith("warming up: step ") for line in plain)

@@ -20,7 +20,7 @@ from vpd.errors import RunError
 from vpd.hosts import several
 from vpd.machine import compiler_options
 from vpd.placement import Placement, put
-from vpd.progress import preparing_meter, say, target_meter
+from vpd.progress import Show, preparing_meter, say, target_meter, warmup_meter
 from vpd.run_directory import (
     RunDirectory,
 )
@@ -277,22 +277,24 @@ def put_given(experiment: Experiment, given: Given) -> Given:
     return jax.make_array_from_callback(shape, placement.split_batch(shape, axis=1), part)
 
 
-def first_state(experiment: Experiment) -> TrainState:
-    """The state before step 0, after faithfulness warm-up."""
+def first_state(experiment: Experiment, show: Show = "nothing") -> TrainState:
+    """The state before step 0, after faithfulness warm-up, of which is shown how far it is."""
     pd, problem = experiment.config.pd, experiment.problem
     state = _made_state(experiment)
     if pd.faithfulness_warmup_steps == 0:
         return state
     batch = experiment.train_batch(jnp.asarray(pd.seed, jnp.uint32), jnp.asarray(0, jnp.int32))
-    warm = faithfulness_warmup(
-        problem,
-        experiment.target,
-        state,
-        batch,
-        pd.faithfulness_warmup_steps,
-        pd.faithfulness_warmup_lr,
-        pd.faithfulness_warmup_weight_decay,
-    )
+    with warmup_meter(pd.faithfulness_warmup_steps, show) as made:
+        warm = faithfulness_warmup(
+            problem,
+            experiment.target,
+            state,
+            batch,
+            pd.faithfulness_warmup_steps,
+            pd.faithfulness_warmup_lr,
+            pd.faithfulness_warmup_weight_decay,
+            made,
+        )
     return warm if experiment.placement is None else jax.device_put(warm, jax.tree.map(lambda x: x.sharding, state))
 
 

@@ -6,11 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 PLAIN_SECONDS = 15.0
 ROOM_FOR_A_BAR = 110  # columns of a terminal; what is watched has to fit on the line beside it
@@ -26,13 +28,30 @@ def bar_unless(quiet: bool) -> Show:
 Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 
-@runtime_checkable
-class Meter(Protocol):
-    """Called with the number of steps made and what is watched."""
+@dataclass(frozen=True)
+class Meter:
+    """Called with the number of steps made and what is watched.
+
+    Attributes:
+        show: shows them.
+        name: shows what is being done; None for the work that is counted.
+    """
+
+    show: Callable[[int, Mapping[str, float]], None]
+    name: Callable[[str | None], None] = lambda _: None
 
     def __call__(self, done: int, scalars: Mapping[str, float]) -> None:
         """Show them."""
-        ...
+        self.show(done, scalars)
+
+    @contextmanager
+    def doing(self, what: str) -> Generator[None]:
+        """Say in a live line what holds the next step up."""
+        self.name(what)
+        try:
+            yield
+        finally:
+            self.name(None)
 
 
 def console() -> Console:
@@ -69,9 +88,9 @@ def training_meter(
         unit: that is counted.
     """
     if show == "nothing":
-        yield lambda done, scalars: None
+        yield Meter(lambda done, scalars: None)
     elif show == "json":
-        yield _timed(steps, start, _print_json)
+        yield _timed(steps, start, partial(_print_json, "progress"))
     elif sys.stderr.isatty():
         with _live(steps, start, what, unit) as meter:
             yield meter
@@ -80,10 +99,30 @@ def training_meter(
 
 
 @contextmanager
-def _live(steps: int, start: int, what: str, unit: str) -> Generator[Meter]:
+def warmup_meter(steps: int, show: Show) -> Generator[Callable[[int], None]]:
+    """As :func:`training_meter`, for what precedes the first step; of a short one nothing is left to see."""
+    what = "warming up"
+    if show == "bar" and sys.stderr.isatty():
+        with _live(steps, 0, what, "step", transient=True) as meter:
+            yield lambda done: meter(done, {})
+    elif show == "nothing":
+        yield lambda done: None
+    else:
+        tell = partial(_print_json, "warmup") if show == "json" else partial(_print_line, what, "step")
+        meter = _timed(steps, 0, tell, at_end=False)
+        yield lambda done: meter(done, {})
+
+
+def busy(what: str, show: Show) -> AbstractContextManager[object]:
+    """Something that moves beside ``what`` in a terminal, for work whose length is not known."""
+    return console().status(what) if show == "bar" and sys.stderr.isatty() else nullcontext()
+
+
+@contextmanager
+def _live(steps: int, start: int, what: str, unit: str, transient: bool = False) -> Generator[Meter]:
     on = console()
     columns = (
-        TextColumn(what),
+        TextColumn("{task.description}", table_column=Column(min_width=len("evaluating"))),
         *((BarColumn(bar_width=20),) if on.width >= ROOM_FOR_A_BAR else ()),
         TextColumn("{task.completed}/{task.total}"),
         TextColumn("{task.fields[rate]}"),
@@ -91,14 +130,14 @@ def _live(steps: int, start: int, what: str, unit: str) -> Generator[Meter]:
         TextColumn("left"),
         TextColumn("{task.fields[read]}", style="bold"),
     )
-    with Progress(*columns, console=on) as bars:
+    with Progress(*columns, console=on, transient=transient) as bars:
         task = bars.add_task(what, total=steps, completed=start, read="", rate="")
         clock = _Rate(start)
 
         def show(done: int, scalars: Mapping[str, float]) -> None:
             bars.update(task, completed=done, read=readings(scalars), rate=_pace(clock(done), unit))
 
-        yield show
+        yield Meter(show, lambda doing: bars.update(task, description=doing or what))
 
 
 class _State(NamedTuple):
@@ -114,17 +153,17 @@ class _State(NamedTuple):
         return (self.steps - self.done) / self.rate if self.rate else None
 
 
-def _timed(steps: int, start: int, tell: Callable[[_State], None]) -> Meter:
+def _timed(steps: int, start: int, tell: Callable[[_State], None], at_end: bool = True) -> Meter:
     """Tells now and then, and at the end."""
     clock, shown = _Rate(start), [time.monotonic()]
 
     def show(done: int, scalars: Mapping[str, float]) -> None:
         rate, now = clock(done), time.monotonic()
-        if now - shown[0] >= PLAIN_SECONDS or done >= steps:
+        if now - shown[0] >= PLAIN_SECONDS or (at_end and done >= steps):
             shown[0] = now
             tell(_State(done, steps, rate, scalars))
 
-    return show
+    return Meter(show)
 
 
 def _print_line(what: str, unit: str, at: _State) -> None:
@@ -133,8 +172,8 @@ def _print_line(what: str, unit: str, at: _State) -> None:
     print("  ".join(filter(None, parts)), file=sys.stderr, flush=True)
 
 
-def _print_json(at: _State) -> None:
-    told: dict[str, object] = {"kind": "progress", "step": at.done, "steps": at.steps}
+def _print_json(kind: str, at: _State) -> None:
+    told: dict[str, object] = {"kind": kind, "step": at.done, "steps": at.steps}
     told |= {"steps_per_second": at.rate, "seconds_left": at.seconds_left}
     told |= {name: value if math.isfinite(value) else None for name, value in at.scalars.items()}
     print(json.dumps(told), flush=True)

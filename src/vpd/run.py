@@ -37,7 +37,7 @@ from vpd.hosts import first_does, first_says, in_any, is_first, lost_peers
 from vpd.machine import common_facts, return_freed_memory, spared_seconds, use_compile_cache
 from vpd.nonfinite import Compiled, leave_dump
 from vpd.objective.total import persistent_terms
-from vpd.progress import Show, say, training_meter
+from vpd.progress import Show, busy, say, training_meter
 from vpd.recorder import Recorder
 from vpd.records import open_records
 from vpd.run_directory import (
@@ -256,9 +256,9 @@ def _last_good(checkpoints: Checkpoints, experiment: Experiment, directory: RunD
     return found.value
 
 
-def _beginning(experiment: Experiment, directory: RunDirectory) -> TrainState:
+def _beginning(experiment: Experiment, directory: RunDirectory, show: Show = "nothing") -> TrainState:
     parent = directory.read_facts().get("parent")
-    return inherited_state(experiment, parent) if isinstance(parent, dict) else first_state(experiment)
+    return inherited_state(experiment, parent) if isinstance(parent, dict) else first_state(experiment, show)
 
 
 def _train(
@@ -271,14 +271,14 @@ def _train(
     check_place: Callable[[], None],
 ) -> Outcome:
     clock = _Clock(directory)
-    with spared_seconds() as spared:
+    with spared_seconds() as spared, busy("compiling the training program", show):
         program = lower_program(experiment).compile()
     if spared and show == "bar":
         notify(f"the training program was compiled before, which spares {sum(spared):.1f} s")
     if not spared:
         return_freed_memory()
     found = _last_good(checkpoints, experiment, directory)
-    state = _beginning(experiment, directory) if found is None else put_state(experiment, found)
+    state = _beginning(experiment, directory, show) if found is None else put_state(experiment, found)
     return_freed_memory()
     if found is not None:
         notify(f"going on with {directory.path} from step {int(state.training.step)}")
@@ -336,7 +336,11 @@ def _steps(
             check_place()
             checkpoints.save(state)
 
-        callbacks = Callbacks(log=log, save=save, evaluate=recorder.evaluate, progress=progress, stopped=stopped)
+        def evaluate(state: TrainState) -> bool:
+            with meter.doing("evaluating"):
+                return recorder.evaluate(state)
+
+        callbacks = Callbacks(log=log, save=save, evaluate=evaluate, progress=progress, stopped=stopped)
         try:
             state, finished = train(
                 lambda state, n: program(experiment.target, state, n, seed, put_given(experiment, reader.take(int(n)))),
@@ -348,8 +352,10 @@ def _steps(
             )
             if not finished:
                 save(state)
-            checkpoints.wait()
-            recorder.settle(finished)
+            with meter.doing("saving"):
+                checkpoints.wait()
+            with meter.doing("drawing figures"):
+                recorder.settle(finished)
         except (RunError, OSError):
             with suppress(OSError, RunError):  # a disk that is full or gone refuses this too
                 directory.update_facts(status="failed")

@@ -13,6 +13,7 @@ from objective.scenes import STORED, batch_of, filled, jit, normal, pd_of, tms, 
 from vpd.decomposition import Site
 from vpd.objective import faithfulness_loss
 from vpd.targets import TMS, frozen_weights
+from vpd.training import warmup
 from vpd.training.build import init_state, problem_from
 from vpd.training.state import TrainState
 from vpd.training.step import Problem, importances, run_steps, step_gradients, train_step
@@ -168,6 +169,18 @@ def test_warm_up_lowers_faithfulness_and_touches_nothing_else() -> None:
     assert now < 0.5 * before
     assert_same((after.training, after.decomposition.ci_fn), (state.training, state.decomposition.ci_fn))
     assert_same(faithfulness_warmup(problem, target, state, batch, 0, 0.02, 0.0), state)
+
+
+def test_warm_up_in_any_stretches_is_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, state = problem_of(ALL_KINDS[:1])
+    found = {}
+    for stretch in (1, 7, 20):
+        monkeypatch.setattr(warmup, "dispatch_limit", lambda *_, n=stretch: n)
+        made: list[int] = []
+        found[stretch] = faithfulness_warmup(problem, tms(), state, batch_of(tms()), 20, 0.02, 0.1, made.append)
+        assert made == [*range(stretch, 20, stretch), 20]
+    for other in (1, 7):
+        jax.tree.map(np.testing.assert_array_equal, found[other].decomposition, found[20].decomposition)
 
 
 def test_the_frozen_weights_are_arguments_of_the_program() -> None:
