@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from vpd import open_run
+from vpd.analysis import parts
 from vpd.analysis.harvest import harvest as harvesting
-from vpd.analysis.harvest.parts import Parts
 from vpd.analysis.harvest.settings import Settings
 from vpd.analysis.harvest.totals import Totals
+from vpd.analysis.parts import Parts
 
 
 def kill_at(owner: object, name: str, nth: int) -> None:
@@ -34,7 +35,7 @@ def kill_at(owner: object, name: str, nth: int) -> None:
 
 if __name__ == "__main__":
     path, settings, name, at, nth = sys.argv[1:]
-    harvesting.SAVE_SECONDS, harvesting.SAVE_SHARE = -1.0, 1e9
+    parts.SAVE_SECONDS, parts.SAVE_SHARE = -1.0, 1e9
     if at:
         place = {"add": (Totals, "add"), "draft": (np, "savez"), "drop": (Parts, "drop_before")}[at]
         kill_at(*place, int(nth))

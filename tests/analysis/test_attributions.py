@@ -2,6 +2,12 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +22,14 @@ from vpd.analysis.artefacts import artefact_path
 from vpd.analysis.attribution import OUTPUT, Effects, Wanted, attribute_data, load_attributions, save_attributions
 from vpd.analysis.attribution.export import TOP, Names, graph_document
 from vpd.analysis.attribution.graph import IMPORTANT, prompt_graph
+from vpd.analysis.attribution.store import Attributions
+from vpd.analysis.attribution.sums import Asked
 from vpd.analysis.labels import read_labels
+from vpd.analysis.parts import Parts
 from vpd.analysis.prompts import read_positions, read_prompt, token_prompt
 from vpd.analysis.run import Run
 from vpd.config import read_run_file
+from vpd.errors import Stopped
 from vpd.experiment import build
 from vpd.run_directory import RunDirectory
 from vpd.targets import init_induction
@@ -128,6 +138,67 @@ def test_labels_that_are_none(content: str, tmp_path: Path) -> None:
     (tmp_path / "labels" / "x" / "labels.json").write_text(content)
     with pytest.raises(RunError, match="mend it"):
         read_labels(tmp_path)
+
+
+def test_sums_that_are_cut_short_go_on_to_the_same_bits(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a save was due, where a signal came, and where one command was enough."""
+    whole = attribute_data(run, 2, SITE)
+    asked = Asked(run.step, 2, SITE, 128)
+
+    def begun() -> Parts[Asked]:
+        parts = Parts(run.path, "attributions", "cut", Asked)
+        parts.begin(asked, force=False)
+        return parts
+
+    @contextmanager
+    def watch(total: int) -> Generator[Callable[[int], None]]:
+        assert total == 64
+        yield lambda done: signal.raise_signal(signal.SIGTERM) if done == at else None
+
+    for at, wanted in ((16, 16), (48, 48)):
+        parts = begun()
+        with parts.held("the data"), pytest.raises(Stopped, match=f"after {at} of 64 targets; the same command"):
+            attribute_data(run, 2, SITE, watch=watch, parts=parts)
+        assert parts.done() == wanted
+    at = -1
+    monkeypatch.setattr(Parts, "due", lambda self: True)
+    parts = begun()
+    with pytest.raises(RunError, match=r"begun with batches 2 and not 3; go on with the same"):
+        parts.begin(replace(asked, batches=3), force=False)
+    with parts.held("the data"):
+        with pytest.raises(RunError, match="another process is reading the data"), begun().held("the data"):
+            pass
+        assert_same(attribute_data(run, 2, SITE, watch=watch, parts=parts), whole)
+    assert parts.done() == 64
+    assert_same(attribute_data(run, 2, SITE, parts=parts), whole)
+    shutil.rmtree(parts.path)
+
+
+def assert_same(one: Attributions, other: Attributions) -> None:
+    for field in fields(Attributions):
+        ours, theirs = getattr(one, field.name), getattr(other, field.name)
+        if isinstance(ours, np.ndarray):
+            np.testing.assert_array_equal(ours, theirs, err_msg=field.name)
+
+
+def test_a_killed_command_goes_on(tiny_run: Run, tmp_path: Path) -> None:
+    """A process that is killed after one save; the same command, of its options, ends as if it had never been."""
+    shutil.copytree(tiny_run.path, tmp_path / "run")
+    given = ["attribute", str(tmp_path / "run"), "--batches", "3", "--quiet"]
+    script = Path(__file__).with_name("killed_attribution.py")
+
+    def start(name: str, at: int) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, str(script), str(at), *given, "--name", name]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert start("whole", 0).returncode == 0
+    assert start("cut", 2).returncode == -signal.SIGKILL
+    with pytest.raises(RunError, match="cut"):
+        load_attributions(tmp_path / "run", "cut")
+    again = start("cut", 0)
+    assert again.returncode == 0, again.stderr
+    assert_same(load_attributions(tmp_path / "run", "cut"), load_attributions(tmp_path / "run", "whole"))
+    assert sorted(path.name for path in (tmp_path / "run" / "attributions").iterdir()) == ["cut", "whole"]
 
 
 def test_commands(

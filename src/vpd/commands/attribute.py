@@ -1,6 +1,7 @@
 """``vpd attribute``: what feeds what, over data or in one prompt."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from vpd.analysis.attribution.dataset import attribute_data, matched_sites
 from vpd.analysis.attribution.export import PICTURE, STRENGTHS, Names, graph_document, save_attributions, save_graph
 from vpd.analysis.attribution.graph import Graph, Node, prompt_graph
 from vpd.analysis.attribution.store import DATASET, KIND, PROMPT, Attributions
+from vpd.analysis.attribution.sums import Asked
+from vpd.analysis.parts import Parts
 from vpd.analysis.prompts import Prompt, read_positions, read_prompt
 from vpd.analysis.pruning import pruned_prompt
 from vpd.analysis.run import open_run
 from vpd.commands.tables import results_console
 from vpd.errors import RunError
+from vpd.machine import use_compile_cache
 from vpd.progress import watched
 from vpd.run_directory import finite
 
@@ -36,12 +40,17 @@ def attribute_data_command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Attributions over data: written, and the strongest of them printed."""
-    run = open_run(path)
+    """Attributions over data, or what is left of them: written, and the strongest of them printed."""
+    parts = Parts(path, KIND, name or DATASET, Asked)
+    begun = None if force else parts.planned()
+    run = open_run(path, None if begun is None else begun.step)
+    use_compile_cache(run.config.runtime.compilation_cache_dir)
     matched_sites(run, targets)
-    place = artefact_path(run.path, KIND, name or DATASET, force)
-    found = attribute_data(run, batches, targets, outputs, watched("attributing", "target", quiet))
-    save_attributions(place, run, found, top, {"batches": batches, "glob": targets})
+    place = parts.begin(Asked(run.step, batches, targets, outputs), force)
+    with parts.held("the data"):
+        found = attribute_data(run, batches, targets, outputs, watched("attributing", "target", quiet), parts)
+        save_attributions(place, run, found, top, {"batches": batches, "glob": targets})
+        shutil.rmtree(parts.path)
     if as_json:
         result = {"path": str(place), "positions": found.positions, "entries": len(found.source)}
         typer.echo(json.dumps(finite(result | {"strongest": _strongest(found)})))

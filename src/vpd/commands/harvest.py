@@ -10,9 +10,9 @@ from rich.table import Table
 
 from vpd.analysis.harvest.feed import settings_for
 from vpd.analysis.harvest.harvest import harvest
-from vpd.analysis.harvest.parts import Parts
 from vpd.analysis.harvest.reading import Component, Harvest, open_harvest
-from vpd.analysis.harvest.settings import Settings
+from vpd.analysis.harvest.settings import KIND, Settings
+from vpd.analysis.parts import Parts
 from vpd.analysis.run import open_run
 from vpd.commands.tables import results_console
 from vpd.errors import RunError
@@ -39,7 +39,7 @@ def harvest_command(
 ) -> None:
     """Make a harvest or a shard of it, or go on with one, and say what it found."""
     index, shards = parse_shard(shard)
-    begun = None if force else Parts(path, name).settings()
+    begun = None if force else Parts(path, KIND, name, Settings).planned()
     run = open_run(path, begun.step if begun is not None and step is None else step)
     use_compile_cache(run.config.runtime.compilation_cache_dir)
     settings = settings_for(run, positions, split, threshold, seed, windows, windows, context, shards)

@@ -1,6 +1,6 @@
 """Attributions summed over data: every alive target, from everything upstream of it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -10,11 +10,14 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from vpd.analysis.attribution.effects import INPUT, OUTPUT, Effects, Facts, Wanted
 from vpd.analysis.attribution.store import Attributions
+from vpd.analysis.attribution.sums import Asked, Sums
 from vpd.analysis.names import FlatAxis
+from vpd.analysis.parts import Parts
 from vpd.analysis.run import Run
-from vpd.errors import RunError
+from vpd.errors import RunError, Stopped
 from vpd.evaluation.suite import ALIVE_MEAN_CI
 from vpd.progress import Watch, unwatched
+from vpd.signals import StopSignals
 
 # Targets of one backward program, and of every source and target so many attributions are kept.
 CHUNK, KEPT = 16, 100
@@ -85,6 +88,7 @@ def attribute_data(
     targets: str = "*",
     outputs: int = 128,
     watch: Watch = unwatched,
+    parts: Parts[Asked] | None = None,
 ) -> Attributions:
     """Attributions of everything upstream to every alive subcomponent and to the output, summed over data.
 
@@ -97,9 +101,11 @@ def attribute_data(
         targets: glob over sites, ``output`` among them.
         outputs: at most so many tokens, those that are predicted most often.
         watch: of the number of targets over all batches, called with how many are done.
+        parts: where the sums are kept from time to time, and gone on from; begun, and held by this process.
 
     Raises:
         RunError: a glob that matches no site.
+        Stopped: a signal came; with ``parts``, what was summed is kept.
     """
     sites = matched_sites(run, targets)
     effects, totals, sizes = Effects(run, by_position=False), Totals(), dict[str, int]()
@@ -113,19 +119,50 @@ def attribute_data(
         FlatAxis(dict(run.axis.sizes) | {name: n for name, n in sizes.items() if name != OUTPUT}),
         FlatAxis(dict(run.axis.sizes) | {OUTPUT: sizes[OUTPUT]}),
     )
-    sums = {site: np.zeros((2, len(index), len(axes[0])), np.float32) for site, index in chosen.items()}
-    with watch(batches * sum(map(len, chosen.values()))) as show:
-        done = 0
-        for i in range(batches):
+    sums = Sums({site: np.zeros((2, len(index), len(axes[0])), np.float32) for site, index in chosen.items()})
+    if parts is not None and (kept := parts.done()):
+        sums.load(parts.place(0, kept), kept)
+    _sum_up(run, effects, chosen, axes[0], sums, batches, watch, parts)
+    return _kept(axes, totals, chosen, sums.rows)
+
+
+def _sum_up(
+    run: Run,
+    effects: Effects,
+    chosen: Mapping[str, Int[np.ndarray, " _n"]],
+    sources: FlatAxis,
+    sums: Sums,
+    batches: int,
+    watch: Watch,
+    parts: Parts[Asked] | None,
+) -> None:
+    """Take the targets that are left, batch by batch."""
+    each = sum(map(len, chosen.values()))
+    total = batches * each
+    with StopSignals() as signals, signals.deferred() as stopped, watch(total) as show:
+        show(sums.done)
+        for i in range(sums.done // each if each else batches, batches):
             batch = run.batch(i)
             facts = effects.facts(batch)
+            before = i * each
             for site, index in chosen.items():
                 for places in _chunks(len(index)):
-                    own = Wanted(jnp.asarray(index[np.resize(places, CHUNK)]))
-                    _add(sums[site], places, axes[0], effects.of(site, batch, facts, own))
-                    done += len(places)
-                    show(done)
-    return _kept(axes, totals, chosen, sums)
+                    if before >= sums.done:
+                        own = Wanted(jnp.asarray(index[np.resize(places, CHUNK)]))
+                        _add(sums.rows[site], places, sources, effects.of(site, batch, facts, own))
+                        sums.done += len(places)
+                        show(sums.done)
+                        _keep(sums, total, parts, stopped())
+                    before += len(places)
+
+
+def _keep(sums: Sums, total: int, parts: Parts[Asked] | None, asked: bool) -> None:
+    """Save where it is time to, and leave where a signal asks for it and something is left to do."""
+    if parts is not None and (asked or parts.due()):
+        parts.save(sums.save, sums.done)
+    if asked and sums.done < total:
+        there = "; the same command goes on there" if parts is not None else ""
+        raise Stopped(f"stopped by a signal after {sums.done:,} of {total:,} targets{there}")
 
 
 def _add(

@@ -1,7 +1,6 @@
 """A harvest of a run: one pass over its batches, saved as it goes, in one process or in shards."""
 
 import shutil
-import time
 from functools import partial
 from pathlib import Path
 
@@ -11,17 +10,14 @@ import numpy as np
 
 from vpd.analysis.harvest.feed import example_width, feed
 from vpd.analysis.harvest.one_pass import look
-from vpd.analysis.harvest.parts import Parts
-from vpd.analysis.harvest.settings import Settings
+from vpd.analysis.harvest.settings import KIND, Settings
 from vpd.analysis.harvest.store import write_harvest
 from vpd.analysis.harvest.totals import Totals
+from vpd.analysis.parts import Parts
 from vpd.analysis.run import Run
 from vpd.errors import RunError, Stopped
 from vpd.progress import bar_unless, training_meter
 from vpd.signals import StopSignals
-
-# Seconds between saves; more where saving takes long.
-SAVE_SECONDS, SAVE_SHARE = 60.0, 0.1
 
 
 def harvest(
@@ -46,7 +42,7 @@ def harvest(
     """
     if not 0 <= shard < settings.shards:
         raise RunError(f"there is no shard {shard} of {settings.shards}; they are 0 to {settings.shards - 1}")
-    parts = Parts(run.path, name)
+    parts = Parts(run.path, KIND, name, Settings)
     path = parts.begin(settings, force)
     with parts.held(f"shard {shard}"):
         totals = _read(run, settings, parts, shard, quiet)
@@ -61,7 +57,7 @@ def harvest(
     return path
 
 
-def _read(run: Run, settings: Settings, parts: Parts, shard: int, quiet: bool) -> Totals:
+def _read(run: Run, settings: Settings, parts: Parts[Settings], shard: int, quiet: bool) -> Totals:
     """What a shard adds up, from where it was saved."""
     width = example_width(run, settings.split)
     totals = Totals(settings, len(run.axis), width, parts.scratch(shard))
@@ -73,7 +69,6 @@ def _read(run: Run, settings: Settings, parts: Parts, shard: int, quiet: bool) -
     threshold = jnp.asarray(settings.threshold, jnp.float32)
     program = jax.jit(partial(look, run.experiment.problem, settings.vocab is not None))
     take = feed(run, settings.split, settings.rows)
-    saved, pause = time.monotonic(), SAVE_SECONDS
     what, unit = ("harvesting", "position" if settings.vocab is None else "token")
     with (
         StopSignals() as signals,
@@ -86,26 +81,17 @@ def _read(run: Run, settings: Settings, parts: Parts, shard: int, quiet: bool) -
             totals.add(number, np.asarray(batch), seen)
             meter(totals.batches * rows, {})
             asked = stopped()
-            if asked or time.monotonic() - saved > pause:
-                begun = time.monotonic()
-                _save(totals, parts, shard)
-                saved = time.monotonic()
-                pause = max(SAVE_SECONDS, (saved - begun) / SAVE_SHARE)
+            if asked or parts.due():
+                parts.save(totals.save, totals.batches, shard)
             if asked and totals.batches < len(own):
                 raise Stopped(
                     f"stopped by a signal after {totals.batches} of {len(own)} batches; the same command goes on there"
                 )
-        _save(totals, parts, shard)
+        parts.save(totals.save, totals.batches, shard)
     return totals
 
 
-def _save(totals: Totals, parts: Parts, shard: int) -> None:
-    """Keep what a shard has added up; what it had kept before goes once that is done."""
-    totals.save(parts.place(shard, totals.batches))
-    parts.drop_before(shard, totals.batches)
-
-
-def _merge_others(run: Run, settings: Settings, parts: Parts, shard: int, totals: Totals) -> None:
+def _merge_others(run: Run, settings: Settings, parts: Parts[Settings], shard: int, totals: Totals) -> None:
     width = example_width(run, settings.split)
     for other in range(settings.shards):
         if other != shard and parts.done(other):

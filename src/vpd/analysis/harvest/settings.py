@@ -1,17 +1,16 @@
 """What a harvest is asked to be; its shards and its continuation must be asked for the same."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
+from typing import ClassVar
 
-from vpd.errors import RunError
+from vpd.analysis.parts import Plan
 
 SCHEMA_VERSION = 1
 KIND = "harvest"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Plan):
     """A harvest, whoever does which part of it.
 
     Attributes:
@@ -29,6 +28,8 @@ class Settings:
         tokenizer: hash of the run's tokenizer; None where the inputs are no text or it was not at hand.
         vocab: number of tokens; None where the inputs are no tokens.
     """
+
+    schema_version: ClassVar[int] = SCHEMA_VERSION
 
     step: int
     split: str
@@ -57,31 +58,3 @@ class Settings:
     def own(self, shard: int) -> range:
         """Numbers of the batches that a shard reads."""
         return range(shard, self.batches, self.shards)
-
-    def dump(self) -> str:
-        """As ``plan.json``."""
-        return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=2) + "\n"
-
-    def differences(self, other: "Settings") -> list[str]:
-        """Which fields differ, each with both values."""
-        pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
-        return [f"{name} {mine} and not {theirs}" for name, mine, theirs in pairs if mine != theirs]
-
-
-def read_settings(content: bytes, where: str) -> Settings:
-    """What :meth:`Settings.dump` wrote.
-
-    Raises:
-        RunError: another schema, or content that is none of ours.
-    """
-    try:
-        found: Mapping[str, object] = json.loads(content)
-        version = found["schema_version"]
-        if version == SCHEMA_VERSION:
-            return Settings(**{f.name: found[f.name] for f in fields(Settings)})  # pyright: ignore[reportArgumentType]  # as they were dumped
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{where} can't be read ({type(error).__name__}); begin anew with --force") from None
-    raise RunError(
-        f"{where} has schema version {version}, and this version of vpd reads {SCHEMA_VERSION}; "
-        "go on with the version that began it, or give another --name"
-    )

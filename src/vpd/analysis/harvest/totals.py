@@ -1,7 +1,5 @@
 """All that a pass adds up on the host: a state that is saved, gone on with, and merged with others."""
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -124,21 +122,15 @@ class Totals:
         self.sampled.put(other.sampled.windows)
         self.top.put(other.top.windows)
 
-    def save(self, path: Path) -> None:
-        """Into a folder that appears whole; one that is there already is of the same batches, and is left."""
-        if path.exists():
-            return
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
+    def save(self, folder: Path) -> None:
+        """Into a folder that is empty."""
         sums = {name: getattr(self, name) for name in ("batches", "positions", "firing", "importance", "activation")}
-        np.savez(draft / "sums.npz", **sums)
-        self.cofiring.save(draft)
+        np.savez(folder / "sums.npz", **sums)
+        self.cofiring.save(folder)
         if self.tokens is not None:
-            self.tokens.save(draft, np.flatnonzero(self.firing))
-        self.sampled.windows.save(draft / "sampled.npz")
-        self.top.windows.save(draft / "top.npz")
-        os.rename(draft, path)
+            self.tokens.save(folder, np.flatnonzero(self.firing))
+        self.sampled.windows.save(folder / "sampled.npz")
+        self.top.windows.save(folder / "top.npz")
 
     def load(self, path: Path) -> None:
         """What :meth:`save` wrote, into totals that are still empty."""

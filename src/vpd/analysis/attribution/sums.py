@@ -1,0 +1,55 @@
+"""What attributions over data have added up so far, and what they were asked to be."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float
+
+from vpd.analysis.parts import Plan
+
+FILE = "sums.npz"
+
+
+@dataclass(frozen=True)
+class Asked(Plan):
+    """Attributions over data.
+
+    Attributes:
+        step: of the checkpoint.
+        batches: of the evaluation stream.
+        targets: glob over sites.
+        outputs: at most so many tokens.
+    """
+
+    schema_version: ClassVar[int] = 1
+
+    step: int
+    batches: int
+    targets: str
+    outputs: int
+
+
+@dataclass
+class Sums:
+    """Signed and absolute attributions, not yet normalised.
+
+    Attributes:
+        rows: of the chosen targets of each site, to every source: ``{site: [2, n, sources]}``.
+        done: targets over all batches, in the order in which they are taken.
+    """
+
+    rows: dict[str, Float[np.ndarray, "2 _n _s"]]
+    done: int = 0
+
+    def save(self, folder: Path) -> None:
+        """Into a folder that is empty."""
+        np.savez(folder / FILE, *self.rows.values())
+
+    def load(self, folder: Path, done: int) -> None:
+        """What :meth:`save` wrote when so much was done, into sums over the same targets."""
+        with np.load(folder / FILE) as file:
+            for i, rows in enumerate(self.rows.values()):
+                rows[:] = file[f"arr_{i}"]
+        self.done = done
