@@ -23,7 +23,7 @@ from vpd.analysis.attribution import OUTPUT, Effects, Wanted, attribute_data, lo
 from vpd.analysis.attribution.export import TOP, Names, graph_document
 from vpd.analysis.attribution.graph import IMPORTANT, prompt_graph
 from vpd.analysis.attribution.store import Attributions
-from vpd.analysis.attribution.sums import Asked
+from vpd.analysis.attribution.sums import FILE, Asked
 from vpd.analysis.labels import read_labels
 from vpd.analysis.parts import Parts
 from vpd.analysis.prompts import read_positions, read_prompt, token_prompt
@@ -171,6 +171,11 @@ def test_sums_that_are_cut_short_go_on_to_the_same_bits(run: Run, monkeypatch: p
         assert_same(attribute_data(run, 2, SITE, watch=watch, parts=parts), whole)
     assert parts.done() == 64
     assert_same(attribute_data(run, 2, SITE, parts=parts), whole)
+    file = parts.place(0, 64) / FILE
+    for content in (file.read_bytes()[:-100], b""):
+        file.write_bytes(content)
+        with pytest.raises(RunError, match=r"can't be gone on from .*; remove .*\.cut\.parts, and the same command"):
+            attribute_data(run, 2, SITE, parts=parts)
     shutil.rmtree(parts.path)
 
 

@@ -18,7 +18,6 @@ from vpd.run_directory import write_atomically
 # Seconds between saves; more where saving takes long.
 SAVE_SECONDS, SAVE_SHARE = 60.0, 0.1
 
-
 AnyPlan = TypeVar("AnyPlan", bound="Plan")
 
 

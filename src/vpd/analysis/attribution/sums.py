@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float
 
 from vpd.analysis.parts import Plan
+from vpd.errors import RunError
 
 FILE = "sums.npz"
 
@@ -48,8 +50,18 @@ class Sums:
         np.savez(folder / FILE, *self.rows.values())
 
     def load(self, folder: Path, done: int) -> None:
-        """What :meth:`save` wrote when so much was done, into sums over the same targets."""
-        with np.load(folder / FILE) as file:
-            for i, rows in enumerate(self.rows.values()):
-                rows[:] = file[f"arr_{i}"]
+        """What :meth:`save` wrote when so much was done, into sums over the same targets.
+
+        Raises:
+            RunError: a file that is damaged, or of other targets.
+        """
+        try:
+            with (folder / FILE).open("rb") as stream, np.load(stream) as file:
+                for i, rows in enumerate(self.rows.values()):
+                    rows[:] = file[f"arr_{i}"]
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise RunError(
+                f"{folder / FILE} can't be gone on from ({type(error).__name__}); remove {folder.parent}, "
+                "and the same command begins anew"
+            ) from None
         self.done = done
