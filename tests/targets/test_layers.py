@@ -1,6 +1,8 @@
 """Layers in runs: cuts, stacks against single matrices, recomputation, and the part of a network that is run once."""
 
+import os
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,9 @@ from vpd.training.step import train_step
 
 TOKENS = tokens()
 BATCH, LENGTH = TOKENS.shape
+# Recomputed layers round as kept ones do where operations are fused as in a run, which the suite leaves out for speed.
+FUSED = {"xla_cpu_use_fusion_emitters": True} if "fusion_emitters" in os.environ.get("XLA_FLAGS", "") else {}
+fused_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0} | FUSED)
 
 
 def pd_of(patterns: dict[str, int], identities: tuple[str, ...] = ()) -> PD:
@@ -160,7 +165,7 @@ class Case:
             out, outputs = masked_site_outputs(net, ComponentSet(pieces), TOKENS, live, remat=remat)
             return jnp.mean(jnp.square(dense(out))), {s: dense(x) for s, x in outputs.items()}
 
-        (value, outputs), slopes = jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(pieces, moved)
+        (value, outputs), slopes = fused_jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(pieces, moved)
         found = {"loss": value} | {f"{n}/output": x for n, x in unstacked(outputs, sites).items()}
         for part in ("V", "U"):
             found |= {
@@ -197,13 +202,13 @@ def test_few_layers_are_written_out(unrolled: int, monkeypatch: pytest.MonkeyPat
     case = Case({"wte": 2, "h.*.attn.*": 2, "h.*.mlp.*": 3}, ("h.*.mlp.c_fc",), 3)
     whole = case.slopes(case.stacks)
     assert_close(whole, case.slopes(case.single), 2e-5)
-    assert_close(whole, case.slopes(case.stacks, remat=True), 5e-6)
+    assert_close(whole, case.slopes(case.stacks, remat=True), 1e-6)
 
 
 def test_recomputed_layers() -> None:
     case = Case({"h.*.attn.v_proj": 2, "h.*.mlp.*": 3}, (), 6)
     for sites in (case.stacks, case.single):
-        assert_close(case.slopes(sites), case.slopes(sites, remat=True), 5e-6)
+        assert_close(case.slopes(sites), case.slopes(sites, remat=True), 1e-6)
 
 
 @pytest.mark.parametrize("patterns", [{"h.*.mlp.c_fc": 2}, {f"h.{i}.mlp.c_fc": 2 + i for i in range(3)}])
