@@ -75,7 +75,7 @@ def _reading(name: str, value: float) -> str:
 
 @contextmanager
 def training_meter(
-    steps: int, start: int, show: Show = "bar", what: str = "training", unit: str = "step"
+    steps: int, start: int, show: Show = "bar", what: str = "training", unit: str = "step", kind: str = "progress"
 ) -> Generator[Meter]:
     """A line with what is watched, steps a second and the time left.
 
@@ -86,31 +86,18 @@ def training_meter(
             a line to standard output as often; ``nothing``.
         what: is done.
         unit: that is counted.
+        kind: of the objects; of another than ``progress`` nothing is left to see at the end.
     """
+    stays = kind == "progress"
     if show == "nothing":
         yield Meter(lambda done, scalars: None)
     elif show == "json":
-        yield _timed(steps, start, partial(_print_json, "progress"))
+        yield _timed(steps, start, partial(_print_json, kind), stays)
     elif sys.stderr.isatty():
-        with _live(steps, start, what, unit) as meter:
+        with _live(steps, start, what, unit, stays) as meter:
             yield meter
     else:
-        yield _timed(steps, start, partial(_print_line, what, unit))
-
-
-@contextmanager
-def warmup_meter(steps: int, show: Show) -> Generator[Callable[[int], None]]:
-    """As :func:`training_meter`, for what precedes the first step; of a short one nothing is left to see."""
-    what = "warming up"
-    if show == "bar" and sys.stderr.isatty():
-        with _live(steps, 0, what, "step", transient=True) as meter:
-            yield lambda done: meter(done, {})
-    elif show == "nothing":
-        yield lambda done: None
-    else:
-        tell = partial(_print_json, "warmup") if show == "json" else partial(_print_line, what, "step")
-        meter = _timed(steps, 0, tell, at_end=False)
-        yield lambda done: meter(done, {})
+        yield _timed(steps, start, partial(_print_line, what, unit), stays)
 
 
 def busy(what: str, show: Show) -> AbstractContextManager[object]:
@@ -119,7 +106,7 @@ def busy(what: str, show: Show) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _live(steps: int, start: int, what: str, unit: str, transient: bool = False) -> Generator[Meter]:
+def _live(steps: int, start: int, what: str, unit: str, stays: bool) -> Generator[Meter]:
     on = console()
     columns = (
         TextColumn("{task.description}", table_column=Column(min_width=len("evaluating"))),
@@ -130,7 +117,7 @@ def _live(steps: int, start: int, what: str, unit: str, transient: bool = False)
         TextColumn("left"),
         TextColumn("{task.fields[read]}", style="bold"),
     )
-    with Progress(*columns, console=on, transient=transient) as bars:
+    with Progress(*columns, console=on, transient=not stays) as bars:
         task = bars.add_task(what, total=steps, completed=start, read="", rate="")
         clock = _Rate(start)
 
@@ -153,8 +140,8 @@ class _State(NamedTuple):
         return (self.steps - self.done) / self.rate if self.rate else None
 
 
-def _timed(steps: int, start: int, tell: Callable[[_State], None], at_end: bool = True) -> Meter:
-    """Tells now and then, and at the end."""
+def _timed(steps: int, start: int, tell: Callable[[_State], None], at_end: bool) -> Meter:
+    """Tells now and then, and perhaps at the end."""
     clock, shown = _Rate(start), [time.monotonic()]
 
     def show(done: int, scalars: Mapping[str, float]) -> None:
@@ -193,6 +180,13 @@ def watched(what: str, unit: str, quiet: bool = False) -> Watch:
 def unwatched(total: int) -> AbstractContextManager[Callable[[int], None]]:
     """Nobody looks."""
     return nullcontext(lambda done: None)
+
+
+@contextmanager
+def warmup_meter(steps: int, show: Show) -> Generator[Callable[[int], None]]:
+    """As :func:`training_meter`, for what precedes the first step."""
+    with training_meter(steps, 0, show, "warming up", kind="warmup") as meter:
+        yield lambda done: meter(done, {})
 
 
 @contextmanager
