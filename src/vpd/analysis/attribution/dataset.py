@@ -1,8 +1,10 @@
 """Attributions summed over data: every alive target, from everything upstream of it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import groupby
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -137,23 +139,38 @@ def _sum_up(
     parts: Parts[Asked] | None,
 ) -> None:
     """Take the targets that are left, batch by batch."""
-    each = sum(map(len, chosen.values()))
-    total = batches * each
+    total = batches * sum(map(len, chosen.values()))
+    left = (chunk for chunk in _order(chosen, batches) if chunk.before >= sums.done)
     with StopSignals() as signals, signals.deferred() as stopped, watch(total) as show:
         show(sums.done)
-        for i in range(sums.done // each if each else batches, batches):
-            batch = run.batch(i)
+        for number, own in groupby(left, lambda chunk: chunk.batch):
+            batch = run.batch(number)
             facts = effects.facts(batch)
-            before = i * each
-            for site, index in chosen.items():
-                for places in _chunks(len(index)):
-                    if before >= sums.done:
-                        own = Wanted(jnp.asarray(index[np.resize(places, CHUNK)]))
-                        _add(sums.rows[site], places, sources, effects.of(site, batch, facts, own))
-                        sums.done += len(places)
-                        show(sums.done)
-                        _keep(sums, total, parts, stopped())
-                    before += len(places)
+            for _, _, site, places in own:
+                wanted = Wanted(jnp.asarray(chosen[site][np.resize(places, CHUNK)]))
+                _add(sums.rows[site], places, sources, effects.of(site, batch, facts, wanted))
+                sums.done += len(places)
+                show(sums.done)
+                _keep(sums, total, parts, stopped())
+
+
+class _Chunk(NamedTuple):
+    """Targets of one backward program: how many precede them, of which batch and site, and their places there."""
+
+    before: int
+    batch: int
+    site: str
+    places: Int[np.ndarray, " _k"]
+
+
+def _order(chosen: Mapping[str, Int[np.ndarray, " _n"]], batches: int) -> Iterator[_Chunk]:
+    before = 0
+    for batch in range(batches):
+        for site, index in chosen.items():
+            for first in range(0, len(index), CHUNK):
+                places = np.arange(first, min(first + CHUNK, len(index)))
+                yield _Chunk(before, batch, site, places)
+                before += len(places)
 
 
 def _keep(sums: Sums, total: int, parts: Parts[Asked] | None, asked: bool) -> None:
@@ -202,10 +219,6 @@ def _targets(site: str, totals: Totals, outputs: int) -> Bool[np.ndarray, " C"]:
     seen = totals.seen[OUTPUT]
     often = np.argsort(-seen, kind="stable")[:outputs]
     return (seen > 0) & np.isin(np.arange(len(seen)), often)
-
-
-def _chunks(n: int) -> Iterable[Int[np.ndarray, " _k"]]:
-    return (np.arange(first, min(first + CHUNK, n)) for first in range(0, n, CHUNK))
 
 
 def _kept(
